@@ -186,6 +186,15 @@ def test_generation_is_a_loop_over_users(exclude_seen):
     assert once.probabilistic and not model.probabilistic
 
 
+def test_a_bias_against_the_history_holds_for_every_generated_item():
+    """A bias that no score outweighs gives the items that excluding the history gives, as long as there are some."""
+    model, plain = build_model(generate=4), build_model(generate=4)
+    model.history_bias = -1e4
+    data = sequences([[3], *(DATA.row(u).tolist() for u in range(12))])
+    items, _ = model.recommend(data, 6, exclude_seen=False)
+    np.testing.assert_array_equal(items, plain.recommend(data, 6, exclude_seen=True)[0])
+
+
 def test_sampled_items_are_drawn_from_the_best_by_their_softmax():
     history = sequences([[3, 7, 2]] * 4000)
     once = build_model()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -160,6 +161,16 @@ def test_the_graph_follows_the_weights():
     with torch.no_grad():
         model.embedding.weight.add_(torch.randn_like(model.embedding.weight))
     assert not torch.equal(model.neighbours(), before)
+
+
+def test_a_copy_with_another_number_of_edges_has_a_graph_of_its_own():
+    """As serving makes one for `--search edges=7`."""
+    model = create(search="graph", edges=4)
+    assert model.neighbours().shape == (ITEMS - 2, 4)
+    other = copy.copy(model)
+    other.config = replace(model.config, edges=7)
+    assert other.neighbours().shape == (ITEMS - 2, 7)
+    assert model.neighbours().shape == (ITEMS - 2, 4)
 
 
 @pytest.mark.parametrize("softmax", ["level", "items"])

@@ -63,10 +63,10 @@ def graph_search(
 
 def row_scores(log_probs: Sequence[Tensor], codes_NL: Tensor, rows_BP: Tensor) -> Tensor:
     """Return log-probabilities (B, P) of other items for each user; -inf for rows of -1."""
-    codes_BPL = codes_NL[rows_BP.clamp(min=0)]
-    scores = log_probs[0].gather(1, codes_BPL[..., 0])
-    for level in range(1, len(log_probs)):
-        scores = scores + log_probs[level].gather(1, codes_BPL[..., level])
+    places, codes_LN = rows_BP.clamp(min=0), codes_NL.T.contiguous()
+    scores = log_probs[0].gather(1, codes_LN[0][places])
+    for level in range(1, len(log_probs)):  # (B, P) codes at a time: (B, P, L) can be gigabytes
+        scores = scores + log_probs[level].gather(1, codes_LN[level][places])
     return torch.where(rows_BP >= 0, scores, -torch.inf)
 
 

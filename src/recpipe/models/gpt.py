@@ -91,6 +91,8 @@ class GPT(NextItem):
         generator = torch.Generator(scores.device).manual_seed(self.config.sample_seed)
         highest, refined = scores.amax(1, keepdim=True), scores.clone()
         allowed, step_scores = scores > -torch.inf, scores
+        biased = bool(self.history_bias) and self.config.generate > 1
+        bias = torch.where(allowed, scores - self.score(batch).float(), 0.0) if biased else 0.0  # of every step
         for n in range(self.config.generate):
             item, values = top_k(step_scores, self.config.sample_from)
             if self.config.sample_from > 1:  # rows without an allowed item have NaN here, and item 0 in every place
@@ -101,5 +103,5 @@ class GPT(NextItem):
             allowed.scatter_(1, item, False)
             if n + 1 < self.config.generate:
                 batch = batch.append_event(item[:, 0], self.max_length)
-                step_scores = self.score(batch).float().masked_fill(~allowed, -torch.inf)
+                step_scores = (self.score(batch).float() + bias).masked_fill(~allowed, -torch.inf)
         return refined

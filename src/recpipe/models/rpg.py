@@ -165,10 +165,10 @@ class RPG(ParallelCodes):
         return dict(zip(names, tables, strict=True))
 
     def neighbours(self) -> Tensor:
-        """Return the graph (N, E) of the items with an id, cached until a weight changes."""
-        return self.graph.get(
-            lambda: item_graph(self._codes(), self.code_tables(), self.config.edges), [self.embedding.weight]
-        )
+        """Return the graph (N, E) of the items with an id, cached until a weight or ``edges`` changes."""
+        edges = self.config.edges  # copies of a model with other search settings share the cache
+        key = [self.embedding.weight, torch.tensor(edges)]
+        return self.graph.get(lambda: item_graph(self._codes(), self.code_tables(), edges), key)
 
     def _codes(self) -> Tensor:
         """Codes (N, L) of the items with an id."""

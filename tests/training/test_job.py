@@ -126,6 +126,14 @@ def test_initial_weights_of_a_model_without_ids_need_the_same_catalogue():
         load_initial_weights(other, bundle(one), renamed, where=WHERE)
 
 
+def test_initial_weights_with_a_row_per_item_beside_the_codes_need_the_same_catalogue():
+    one, other = (generator("tiger", 20, seed=seed, rerank="dense") for seed in (1, 2))
+    assert load_initial_weights(other, bundle(one), vocabulary(20), where=WHERE) == len(one.state_dict()) - 1
+    renamed = Vocabulary(np.array([f"j{number}" for number in range(20)], object))
+    with pytest.raises(ValueError, match="another catalogue, and dense_vectors a row per item"):
+        load_initial_weights(other, bundle(one), renamed, where=WHERE)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -255,7 +255,8 @@ class TrainingJob:
 def load_initial_weights(model: Recommender, initial: Bundle | None, vocabulary: Vocabulary, *, where: str) -> int:
     """Load the weights of another run into ``model``, whose catalogue is ``vocabulary``; return the number of tensors.
 
-    A model of semantic ids keeps its own codes, which need the same quantizer; other models need the same catalogue.
+    A model of semantic ids keeps its own codes, which need the same quantizer; other models, and those that have a row
+    per item beside the codes, need the same catalogue.
     The fallback for new users is not loaded. Raises ValueError where ``initial``, of setting ``where``, does not fit.
     """
     if initial is None:
@@ -264,7 +265,8 @@ def load_initial_weights(model: Recommender, initial: Bundle | None, vocabulary:
         raise ValueError(f"{where} is a {type(initial.model).__name__}, not a {type(model).__name__}")
     codes = model.item_codes()
     _check_quantizers(codes, initial.model.item_codes(), where)
-    if not codes and not np.array_equal(initial.vocabulary.ids, vocabulary.ids):
+    is_same = np.array_equal(initial.vocabulary.ids, vocabulary.ids)
+    if not codes and not is_same:
         raise ValueError(f"{where} has another catalogue; {type(model).__name__} needs the same one")
     own_codes = {f"{part}.codes" for part, module in model.named_modules() if module in codes.values()}
 
@@ -273,6 +275,9 @@ def load_initial_weights(model: Recommender, initial: Bundle | None, vocabulary:
         return {name: t for name, t in tensors if name not in own_codes and not name.startswith("cold_users.")}
 
     tensors = weights(initial.model)
+    rows = [name for name, t in tensors.items() if t.ndim and len(t) == initial.model.n_items + 1]
+    if rows and not is_same:  # vectors of items beside the codes, as in LIGER: row n would be another item here
+        raise ValueError(f"{where} has another catalogue, and {rows[0]} a row per item; name a run on the same one")
     shapes, initial_shapes = ({name: tuple(t.shape) for name, t in each.items()} for each in (weights(model), tensors))
     names = shapes.keys() | initial_shapes.keys()
     if differing := [name for name in names if shapes.get(name) != initial_shapes.get(name)]:

@@ -60,9 +60,10 @@ def test_a_search_that_reaches_every_item_gives_all_scores_once():
     assert torch.isneginf(scores[rows < 0]).all()
 
 
-@pytest.mark.parametrize("steps", [1, 3])
-def test_a_narrow_search_is_that_of_a_loop_over_users(steps):
+@pytest.mark.parametrize(("steps", "at_once"), [(1, 1 << 24), (3, 1 << 24), (3, 100)])
+def test_a_narrow_search_is_that_of_a_loop_over_users(steps, at_once, monkeypatch):
     """First as many evenly spaced items as a step scores, then the neighbours of the best."""
+    monkeypatch.setattr(graph, "MAX_CODES", at_once)
     codes, tables, log_probs = case()
     beam, edges = 3, 4
     neighbours = item_graph(codes, tables, edges)

@@ -197,8 +197,11 @@ def test_several_kinds_are_trained_and_not_searched_along_a_graph():
     batch = model.on_device(DATA, window=WINDOW + 1).batch(np.arange(12))
     losses = train_until(model, batch, lambda loss: loss < 0.5, rate=1e-2, at_most=300)
     assert losses[-1] < 0.5
+    model.config = replace(model.config, search="graph")  # a setting of the search alone
     with pytest.raises(ValueError, match="search is graph, over ids of one kind"):
-        create(KINDS, search="graph").recommend(DATA, 3)
+        model.recommend(DATA, 3)
+    with pytest.raises(ValueError, match="search is graph, over ids of one kind"):  # before a training, not after
+        create(KINDS, search="graph")
 
 
 def test_codebooks_may_differ_in_size():

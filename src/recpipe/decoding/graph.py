@@ -19,6 +19,7 @@ from torch import Tensor
 from recpipe.decoding.exact import exact_scores
 
 MAX_SIMILARITIES = 1 << 24  # in memory at once
+MAX_CODES = 1 << 24  # of scored items, 128 MiB in memory at once
 
 
 @torch.no_grad()
@@ -63,10 +64,17 @@ def graph_search(
 
 def row_scores(log_probs: Sequence[Tensor], codes_NL: Tensor, rows_BP: Tensor) -> Tensor:
     """Return log-probabilities (B, P) of other items for each user; -inf for rows of -1."""
-    places, codes_LN = rows_BP.clamp(min=0), codes_NL.T.contiguous()
-    scores = log_probs[0].gather(1, codes_LN[0][places])
-    for level in range(1, len(log_probs)):  # (B, P) codes at a time: (B, P, L) can be gigabytes
-        scores = scores + log_probs[level].gather(1, codes_LN[level][places])
+    users = max(MAX_CODES // max(rows_BP.shape[1] * codes_NL.shape[1], 1), 1)
+    parts = zip(rows_BP.split(users), *(each.split(users) for each in log_probs), strict=True)
+    return torch.cat([_part_scores(levels, codes_NL, rows) for rows, *levels in parts])
+
+
+def _part_scores(log_probs: Sequence[Tensor], codes_NL: Tensor, rows_BP: Tensor) -> Tensor:
+    """``row_scores`` for some users at once."""
+    codes_BPL = codes_NL[rows_BP.clamp(min=0)]
+    scores = log_probs[0].gather(1, codes_BPL[..., 0])
+    for level in range(1, len(log_probs)):
+        scores = scores + log_probs[level].gather(1, codes_BPL[..., level])
     return torch.where(rows_BP >= 0, scores, -torch.inf)
 
 

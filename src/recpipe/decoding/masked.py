@@ -8,7 +8,7 @@ therefore reached in one order only, and its score is the sum of the log-probabi
 
 Every item belongs to the beam that its codes agree with, or to none. This one table (B, N) says which codes may follow,
 which beams are left, and which item a finished beam is; it needs no tree for each of the 2^L sets of levels. A step
-costs some 20 bytes and a few operations per user and item.
+needs six numbers of 64 bits per user and item at once, and a few operations.
 
 B users, K beams, N items, L levels, V codes of the largest level.
 """

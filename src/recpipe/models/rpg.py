@@ -91,6 +91,7 @@ class RPG(ParallelCodes):
 
     def __init__(self, config: Config, *, n_items: int, max_length: int, ids: Mapping[str, CatalogueIds]) -> None:
         super().__init__(config, n_items=n_items, max_length=max_length, ids=ids)
+        self._check_search()
         self.embedding = nn.Embedding(1 + sum(self.sizes) + self.levels, config.dim)
         self.positions = nn.Embedding(max_length, config.dim)
         self.dropout = nn.Dropout(config.dropout)
@@ -184,11 +185,15 @@ class RPG(ParallelCodes):
 
     def _search(self, log_probs: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Rows (B, P) of the items with an id that graph search scores, and their scores."""
+        self._check_search()
         config = self.config
-        if len(self.names) > 1:
+        return graph_search(log_probs, self._codes(), self.neighbours(), beam=config.beam, steps=config.steps)
+
+    def _check_search(self) -> None:
+        """Raise ValueError for a graph search over several kinds of ids."""
+        if self.config.search == "graph" and len(self.names) > 1:
             kinds = ", ".join(self.names)
             raise ValueError(f"search is graph, over ids of one kind; the model reads {kinds}: set search: exact")
-        return graph_search(log_probs, self._codes(), self.neighbours(), beam=config.beam, steps=config.steps)
 
     @torch.inference_mode()
     def beam_error(self, histories: Sequences, k: int) -> SearchError | None:

@@ -119,11 +119,12 @@ def test_without_a_split_the_id_depends_on_the_sequences_and_not_on_what_was_hel
         Protocol(dataset="x", held_out_items=0.1, seed=3),
         Protocol(dataset="x", split="ratio", valid=0.3, targets="all"),
         Protocol(dataset="x", split="temporal", test="2011-10-01"),
+        Protocol(dataset="x", split="rolling", test="14d", fold=2),
         Protocol(dataset="x", split="none", test=0.4),
     ]
     whole = [protocol.without_split() for protocol in splits]
     assert len({protocol.id for protocol in whole}) == 1 and not any(protocol.holds_out for protocol in whole)
-    assert not {protocol.id for protocol in whole} & {protocol.id for protocol in splits[:3]}
+    assert not {protocol.id for protocol in whole} & {protocol.id for protocol in splits[:4]}
     assert whole[0].data_differences(whole[1]) == []
     assert Protocol(dataset="x", history=3).without_split().id != whole[0].id
 

@@ -98,7 +98,7 @@ class Protocol:
 
     def without_split(self) -> Protocol:
         """Return the protocol of a model for use, trained on all events of the same sequences."""
-        return dataclasses.replace(self, split="none", held_out_items=0.0, name=None)
+        return dataclasses.replace(self, split="none", fold=None, held_out_items=0.0, name=None)
 
     def check_time(self, used: str, *, model: str) -> None:
         """Raise ValueError if this protocol does not allow a model to use time as ``used``."""

@@ -37,6 +37,11 @@ def test_chosen_nodes_run_under_every_protocol() -> None:
     assert plan_protocols(["a", "b"], ["train"], ["train"], filtered=True) == [("a", ["train"]), ("b", ["train"])]
 
 
+@pytest.mark.parametrize("pipelines", [["report"], ["geometry", "report"], ["ingest", "embed"]])
+def test_what_is_the_same_under_all_protocols_runs_once(pipelines) -> None:
+    assert plan_protocols(["a", "b"], pipelines, pipelines) == [("a", pipelines)]
+
+
 def test_a_command_without_an_evaluation_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"protocol=a\+b: only evaluate and ensemble .* has train, study"):
         plan_protocols(["a", "b"], ["train", "study"], ["train", "study"])
@@ -74,6 +79,33 @@ def test_every_seed_is_evaluated_under_every_protocol_and_trained_once(project, 
     ]
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"name": "repeats+sas"}, [("repeats", None, ["train", "evaluate"]), ("sas", None, ["evaluate"])]),
+        (
+            {"name": "rolling", "fold": "1+3"},
+            [("rolling", 1, ["train", "evaluate"]), ("rolling", 3, ["train", "evaluate"])],
+        ),
+    ],
+    ids=["protocols", "folds"],
+)
+def test_protocols_and_folds_may_be_overrides_of_the_data_set(
+    project, session_in, monkeypatch, fields, expected
+) -> None:
+    runs = []
+
+    def record(session, pipeline_names=()):
+        protocol = session.load_context().params["protocol"]
+        runs.append((protocol.name, protocol.fold, list(pipeline_names)))
+
+    monkeypatch.setattr(KedroSession, "run", record)
+    params = {"model": "popular", "datasets": {"online_retail": {"protocol": fields}}}
+    with session_in(project, env="test", runtime_params=params) as session:
+        session.run(pipeline_names=["train", "evaluate"])
+    assert runs == expected
+
+
 def folds_of(params: str, pipelines: list[str]) -> list[int]:
     configuration = Configuration.read(Path("conf"), "test", parse_overrides(f"dataset=online_retail,{params}"))
     return requested_folds(configuration, pipelines)
@@ -95,6 +127,8 @@ def test_a_rolling_split_runs_its_folds_and_pipelines_without_a_split_run_once()
     [
         ("protocol.fold=1+4", ["train"], r"protocol.fold is '1\+4'; give folds from 1 to 3, as 1\+2"),
         ("protocol.fold=last", ["train"], r"protocol.fold is 'last'; give folds from 1 to 3"),
+        ("protocol.folds=0", ["train"], "protocol.folds is 0; give the number of test windows"),
+        ("protocol.folds=null", ["train"], "protocol.folds is None; give the number of test windows"),
         ("protocol.folds=3", ["tune", "train"], r"tune cannot run over the folds .* --params protocol.fold=3"),
     ],
 )

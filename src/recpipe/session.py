@@ -180,7 +180,7 @@ class RecpipeSession(SessionWithOneLoader):
         filtered = any(options.get(name) for name in NODE_FILTERS)
         for number, (fold, stages) in enumerate(plan_runs(folds, pipelines, filtered=filtered, last=folds[-1])):
             log.info("fold %s: %s", fold, ", ".join(stages or ["the whole project"]))
-            params = with_protocol(self.store.get("runtime_params") or {}, fold=fold)
+            params = with_protocol(self.store.get("runtime_params") or {}, self.configuration.dataset, fold=fold)
             params |= {"model": models} if number else {}  # of a whole run the baselines too
             with self.sibling(params) as session:
                 outputs = session.run(**{**options, "pipeline_names": stages or []})
@@ -195,7 +195,7 @@ class RecpipeSession(SessionWithOneLoader):
         outputs: dict[str, Any] = {}
         for name, stages in plan_protocols(names, pipelines, wiring.requested, filtered=filtered):
             log.info("protocol %s: %s", name, ", ".join(stages or ["the whole project"]))
-            params = with_protocol(self.store.get("runtime_params") or {}, name=name)
+            params = with_protocol(self.store.get("runtime_params") or {}, self.configuration.dataset, name=name)
             if stages != pipelines:
                 params["model"] = "+".join(wiring.models)  # of a whole run the baselines too
             with self.sibling(params) as session:
@@ -216,9 +216,15 @@ class RecpipeSession(SessionWithOneLoader):
         return outputs
 
 
-def with_protocol(params: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
-    """Return overrides with these fields of the block ``protocol``."""
-    return {**params, "protocol": {**(params.get("protocol") or {}), **fields}}
+def with_protocol(params: Mapping[str, Any], dataset: str, **fields: Any) -> dict[str, Any]:
+    """Return overrides with these fields of the block ``protocol``, and of the data set's block where it has them."""
+    overrides = {**params, "protocol": {**(params.get("protocol") or {}), **fields}}
+    of_dataset = (params.get("datasets") or {}).get(dataset) or {}
+    block = of_dataset.get("protocol") or {}
+    if repeated := {name: value for name, value in fields.items() if name in block}:
+        block = {"protocol": {**block, **repeated}}
+        overrides["datasets"] = {**params["datasets"], dataset: {**of_dataset, **block}}
+    return overrides
 
 
 def requested_folds(configuration: Configuration, pipelines: Sequence[str]) -> list[int]:
@@ -230,6 +236,8 @@ def requested_folds(configuration: Configuration, pipelines: Sequence[str]) -> l
     if protocol["split"] != "rolling" or type(protocol["fold"]) is int:
         return []
     number = protocol["folds"]
+    if type(number) is not int or number < 1:
+        raise ConfigError(f"protocol.folds is {number!r}; give the number of test windows, a whole number from 1")
     try:
         folds = parse_seeds(protocol["fold"]) if protocol["fold"] is not None else list(range(1, number + 1))
     except ValueError:
@@ -250,7 +258,7 @@ def check_same_training(configuration: Configuration) -> None:
     """Raise ConfigError where the protocols of a command need trainings of their own, with the fields that differ."""
     protocols = {}
     for name in configuration.protocol_names:
-        params = with_protocol(configuration.overrides, name=name)
+        params = with_protocol(configuration.overrides, configuration.dataset, name=name)
         fields = dataclasses.replace(configuration, overrides=params).parameters()["protocol"]
         protocols[name] = build_config(Protocol, fields, where="protocol")
     first, *others = protocols
@@ -270,10 +278,13 @@ def plan_protocols(
 ) -> list[tuple[str, list[str]]]:
     """Return protocol and pipelines of each run in order; the report comes last, under the first protocol.
 
-    ``requested``: the pipelines of the command, those of a whole run by name. Raises ConfigError without an evaluation.
+    ``requested``: the pipelines of the command, those of a whole run by name. Without a training among them, the report
+    and what precedes the training run once. Raises ConfigError for others without an evaluation.
     """
     if filtered:
         return [(name, list(pipelines)) for name in names]
+    if set(requested) <= {*ONCE, *LAST}:  # as the report after the last of several folds
+        return [(names[0], list(pipelines))]
     again = [pipeline for pipeline in PER_PROTOCOL if pipeline in requested]
     if not again:
         raise ConfigError(

@@ -8,6 +8,7 @@ import pytest
 from tests.config.test_resolve import files
 
 from recpipe.config import ConfigError, Configuration, ModelInfo, parse_overrides
+from recpipe.config.files import Leaf
 from recpipe.config.overrides import same_kind
 
 
@@ -67,6 +68,15 @@ def test_a_share_may_become_a_date_but_no_other_text() -> None:
     assert same_kind("2011-10-01", 0.1)
     assert not same_kind("tomorrow", 0.1)
     assert not same_kind("2011-10-01", 1)
+
+
+def test_only_a_part_of_the_split_may_become_a_number_of_days() -> None:
+    base = files()
+    base["protocol"] = {**base["protocol"], "valid": Leaf(0.1, "", ""), "lift": Leaf(0.1, "", "")}
+    Configuration(base, {"protocol": {"valid": "14d"}}, info).check()
+    for name, value in (("lift", "14d"), ("valid", "0d"), ("valid", "14 days")):
+        with pytest.raises(ConfigError, match=rf"protocol.{name} .* cannot be '{value}'"):
+            Configuration(base, {"protocol": {name: value}}, info).check()
 
 
 def test_params_are_read_as_kedro_reads_them() -> None:

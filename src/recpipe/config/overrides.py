@@ -33,6 +33,7 @@ ARGUMENT_BLOCKS = (
 )  # their keys are checked by the code that takes them
 OPTIONAL = ("profile", "baselines", "like", "protocols")  # keys that a data set may lack
 NUMBERS_OR_AUTO = ("devices",)  # keys whose number may be auto
+SHARES_OR_DAYS = ("protocol.valid", "protocol.test")  # whose share of the log may be a number of days, as 14d
 
 
 def check_names(configuration: Configuration) -> None:
@@ -206,6 +207,8 @@ def _check_kind(path: str, value: object, current: object, *, any_number: bool =
         return
     if value == AUTO and path.rpartition(".")[2] in NUMBERS_OR_AUTO:
         return
+    if path.endswith(SHARES_OR_DAYS) and DAYS.fullmatch(str(value)):
+        return
     if not same_kind(value, current):
         raise ConfigError(f"{path} (command line) cannot be {value!r}: conf has {current!r}, give that kind of value")
 
@@ -213,8 +216,8 @@ def _check_kind(path: str, value: object, current: object, *, any_number: bool =
 def same_kind(value: object, current: object) -> bool:
     """Return whether ``value`` may replace ``current``: number for number, boolean for boolean, list for list.
 
-    A date or a number of days (``14d``) may replace a float (the share of a split). Null and text may be replaced by
-    any scalar, and null may replace any scalar.
+    A date may replace a float (the share of a split). Null and text may be replaced by any scalar, and null may replace
+    any scalar.
     """
     if isinstance(value, Mapping) or isinstance(current, list | tuple):
         return isinstance(value, list | tuple) and isinstance(current, list | tuple)
@@ -225,7 +228,7 @@ def same_kind(value: object, current: object) -> bool:
     if isinstance(value, int) or not isinstance(current, float):
         return isinstance(value, int)
     with suppress(ValueError):
-        return isinstance(value, float) or bool(DAYS.fullmatch(str(value)) or date.fromisoformat(str(value)))
+        return isinstance(value, float) or bool(date.fromisoformat(str(value)))
     return False
 
 

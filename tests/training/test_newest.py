@@ -37,3 +37,12 @@ def test_the_newest_of_its_training_and_protocol_counts(tmp_path, evaluations, e
     write(tmp_path / "metrics.json", *evaluations)
     metrics = evaluation_of(tmp_path / "metrics.json", BUNDLE)
     assert (metrics and metrics["number"]) == expected
+
+
+@pytest.mark.parametrize(("damaged", "expected"), [(0, None), (1, 0)], ids=["the only one", "the newer one"])
+def test_a_damaged_version_is_left_out_with_a_warning(tmp_path, caplog, damaged, expected) -> None:
+    write(tmp_path / "metrics.json", *[("own", 2.5)] * (damaged + 1))
+    sorted((tmp_path / "metrics.json").glob("*/metrics.json"))[damaged].write_text('{"protocol": ')
+    metrics = evaluation_of(tmp_path / "metrics.json", BUNDLE)
+    assert (metrics and metrics["number"]) == expected
+    assert "an evaluation is left out, as it cannot be read" in caplog.text

@@ -52,11 +52,15 @@ def evaluation_of(path: Path, bundle: Bundle) -> dict[str, Any] | None:
     """Return the newest metrics.json of this training under the bundle's protocol, else under any; None without one.
 
     ``path`` is the metrics.json of the run, with a folder for each version. A training may be evaluated under several
-    protocols; that of the training is what the bundle is known by.
+    protocols; that of the training is what the bundle is known by. A damaged version is left out with a warning.
     """
     newest = None
     for file in versions_newest_first(path):
-        metrics: dict[str, Any] = json.loads(verified(file).read_text(encoding="utf-8"))
+        try:
+            metrics: dict[str, Any] = json.loads(verified(file).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            log.warning("an evaluation is left out, as it cannot be read: %s", error)
+            continue
         if is_of_training(metrics, bundle):
             if metrics["protocol"]["id"] == bundle.protocol.id:
                 return metrics

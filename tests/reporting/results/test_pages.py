@@ -129,6 +129,16 @@ def test_the_command_writes_pages_and_store_and_again_the_same(folder, data):
     assert write_results(folder, CONF, data=[data]) == [] and contents(folder) == first
 
 
+def test_a_name_or_folder_without_runs_is_told(folder, data, tmp_path):
+    with pytest.raises(ConfigError, match="shpo: no such data set; there are other, shop"):
+        write_results(folder, CONF, data=[data], datasets=["shpo"])
+    assert set(contents(folder)) == set()
+    (message,) = write_results(folder, CONF, data=[data], datasets=["other"])
+    assert "has no runs of other: --data names the folder" in message
+    (message,) = write_results(folder, CONF, data=[tmp_path / "nowhere"])
+    assert "nowhere/08_reporting has no runs of any data set" in message
+
+
 def test_our_rows_stay_without_the_runs(folder, data, tmp_path):
     write_results(folder, CONF, data=[data])
     first = contents(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ INDEX = "index.md"
 
 
 def write_results(
-    folder: Path, protocols: Mapping[str, Mapping[str, Any]], *, data: Iterable[Path] = (), datasets: Iterable[str] = ()
+    folder: Path, protocols: Mapping[str, Mapping[str, Any]], *, data: Iterable[Path] = (), datasets: Sequence[str] = ()
 ) -> list[str]:
     """Merge the runs below the folders ``data`` into the store, and write all pages in ``folder``.
 
@@ -33,9 +33,15 @@ def write_results(
     published, not_built, stored = read_published(folder), read_not_built(folder), read_store(folder / STORE)
     if unknown := sorted(set(published) - set(protocols)):
         raise ConfigError(f"{folder} has results of {', '.join(unknown)}, which are no data sets; rename the files")
+    if unknown := sorted(set(datasets) - set(protocols)):
+        raise ConfigError(f"{', '.join(unknown)}: no such data set; there are {', '.join(sorted(protocols))}")
     problems: list[str] = []
     for root in data:
         names = sorted(path.name for path in (root / "08_reporting").glob("*") if path.is_dir())
+        if missing := sorted(set(datasets) - set(names)) or ([] if names else ["any data set"]):
+            problems.append(
+                f"{root / '08_reporting'} has no runs of {', '.join(missing)}: --data names the folder of runs"
+            )
         for name in names:
             if name in (datasets or names):
                 rows, messages = collect(root, name, stored)

@@ -63,13 +63,14 @@ def change_metrics(folder, run, **fields):
 class Report:
     """Results of all five steps; what the catalog saves as JSON goes through JSON."""
 
-    def __init__(self, runs, *, models=("sasrec",), steps=STEPS, config=REPORT):
+    def __init__(self, runs, *, models=("sasrec",), steps=STEPS, config=REPORT, requested=None):
         rows = [[1 + (user + event) % len(IDS) for event in range(4)] for user in range(USERS)]
         histories = replace(sequences(rows), users=np.array([f"u{user}" for user in range(USERS)], dtype=object))
         fold = Fold(histories, histories)
         vocabulary, split = Vocabulary(IDS), json.loads(json.dumps(to_json_fields(SPLIT)))
         items = pa.table({"item_id": IDS.tolist(), "title": [f"title of {item}" for item in IDS]})
-        insights = report.analyse(runs, histories, vocabulary, split, models=models, seed=42, report=config)
+        inputs, scope = (runs, histories, vocabulary, split), {"models": models, "seed": 42, "report": config}
+        insights = report.analyse(*inputs, **scope, requested=requested)
         self.insights = json.loads(json.dumps(insights))
         self.board, self.markdown = report.rank(runs, self.insights, metric=config.metric)
         inputs = {"profile": {}, "steps": steps, "geometry": None}
@@ -158,8 +159,18 @@ def test_lists_of_another_split_are_left_out(folder):
 
 def test_metrics_of_this_command_replace_those_on_disk(folder, make_run):
     runs = store(folder, sasrec__42=make_run("sasrec", 42, to_json_fields(UNSEEN)))
-    assert Report(runs).insights["protocol"] == UNSEEN.id
-    assert Report(store(folder)).insights["protocol"] == SPLIT.id
+    result = Report(runs, requested=UNSEEN.id)
+    assert result.insights["protocol"] == UNSEEN.id
+    assert "sasrec leads with a test NDCG@10 of" in result.words and f"under protocol {UNSEEN.id}" in result.words
+    assert Report(store(folder), requested=UNSEEN.id).insights["protocol"] == SPLIT.id  # no run under it on disk
+
+
+@pytest.mark.parametrize("requested", [SPLIT, UNSEEN], ids=["split", "other"])
+def test_the_page_is_of_the_requested_protocol_of_several(folder, make_run, requested):
+    other = {f"{name}__42": make_run(name, 42, to_json_fields(UNSEEN)) for name in ("sasrec", "popular")}
+    result = Report(store(folder, **other), requested=requested.id)
+    assert result.insights["protocol"] == requested.id
+    assert re.search(rf"leads with a test NDCG@10 of \S+ under protocol {requested.id}", result.words)
 
 
 def test_damaged_files_have_messages_and_the_rest_is_shown(folder):

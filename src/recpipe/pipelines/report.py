@@ -7,12 +7,13 @@ comes last in a combined command, and alone it needs only the files on disk.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
 from recpipe.config import split_names
-from recpipe.config.schema import DatasetConfig, ReportConfig
+from recpipe.config.schema import DatasetConfig, EvaluateConfig, ReportConfig
 from recpipe.pipelines.types import DataFrame, Figure, Fold, RunStore, TrainingData
 from recpipe.pipelines.wiring import Wiring, create_node, node_inputs
 
@@ -23,7 +24,7 @@ def create_pipeline(wiring: Wiring) -> Pipeline:
     geometry = {"geometry": "geometry"} if "geometry" in wiring.requested else {}
     dataset = {"dataset": f"params:datasets.{wiring.dataset}"}
     data, ranking, report = ("data_profile", "ingest_steps"), ("runs", "insights", "leaderboard"), ("report",)
-    analysis = node_inputs("runs", "audit", "training_data", params=("model", "seed", "report"))
+    analysis = node_inputs("runs", "audit", "training_data", params=("model", "seed", "report", "evaluate"))
     boards = node_inputs("runs", "insights", params=report)
     figures = node_inputs(*ranking, *data, params=report) | geometry
     examples = node_inputs(*ranking, "training_data", "test_set", "items", params=report)
@@ -63,13 +64,24 @@ def collect_runs(**results: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
 
 
 def analyse_runs(
-    runs: RunStore, audit: dict[str, Any], training_data: TrainingData, model: str, seed: int, report: ReportConfig
+    runs: RunStore,
+    audit: dict[str, Any],
+    training_data: TrainingData,
+    model: str,
+    seed: int,
+    report: ReportConfig,
+    evaluate: EvaluateConfig,
 ) -> dict[str, Any]:
     """Compute confidence intervals, metrics per user segment and properties of lists; add the audit of the split."""
+    from recpipe.data.protocol import Protocol
     from recpipe.reporting.report import analyse
 
     inputs = training_data.train_set, training_data.vocabulary, training_data.protocol_fields
-    return {**analyse(runs, *inputs, models=split_names(model), seed=seed, report=report), "audit": audit}
+    requested = None
+    with suppress(ValueError):  # of another split than the one on disk, which the page is of
+        requested = training_data.protocol.with_evaluation_fields(Protocol.from_dict(evaluate.protocol)).id
+    insights = analyse(runs, *inputs, models=split_names(model), seed=seed, report=report, requested=requested)
+    return {**insights, "audit": audit}
 
 
 def audit_split(training_data: TrainingData, test_set: Fold) -> dict[str, Any]:

@@ -59,6 +59,7 @@ def render_page(
     runs, problems = read_runs(metrics)
     board = leaderboard(metrics, metric=metric, certainty=insights.get("certainty"))
     page_board = board.filter(pl.col("protocol") == insights.get("protocol", ""))
+    page_protocol = drawn_protocol(board, insights.get("protocol"))
     id_figures = [(section, name) for section in semantic_ids for name in section.figures]
     figures = {
         **run_figures(metrics, curves=curves, metric=metric, protocol=insights.get("protocol")),
@@ -74,8 +75,8 @@ def render_page(
     text = _template().render(
         dataset={name: dataset.get(name) for name in DATASET_FIELDS},
         created=day(int((created or datetime.now(UTC)).timestamp())),
-        lead=_lead(board, metric),
-        figures_protocol=drawn_protocol(board, insights.get("protocol")),
+        lead=_lead(board, metric, page_protocol),
+        page_protocol=page_protocol,
         boards=[_board(protocol, part, runs, metric) for _, protocol, part in split_by_protocol(board)],
         problems=[*problems, *insights.get("problems", ())],
         notes=notes,
@@ -165,17 +166,18 @@ def _setting(value: object) -> str:
     return MISSING if value is None or value == "" else str(value)
 
 
-def _lead(board: pl.DataFrame, metric: str) -> dict[str, Any] | None:
-    """First and second model of the largest protocol, and all models that share the first rank."""
-    largest = split_by_protocol(board)[0][2].to_dicts() if board.height else []
-    rows = [row for row in largest if row["rank"] is not None]
+def _lead(board: pl.DataFrame, metric: str, protocol: str | None) -> dict[str, Any] | None:
+    """First and second model under the protocol of the page, and all models that share the first rank."""
+    rows = [row for row in board.to_dicts() if row["protocol"] == protocol and row["rank"] is not None]
     if not rows:
         return None
     values = [formatting.mean_and_std(row, metric) for row in rows[:2]]
     best = [{**row, "value": value} for row, value in zip(rows, values, strict=False)]
     ties = [row["model"] for row in rows if row["rank"] == 1]
     second = best[1] if len(best) > 1 else None
-    return {"metric": formatting.metric_title(metric), "ties": ties, "first": best[0], "second": second}
+    name = f"{best[0]['protocol_name'] or ''} {protocol}".strip() if board["protocol"].n_unique() > 1 else ""
+    lead = {"metric": formatting.metric_title(metric), "ties": ties, "first": best[0], "second": second}
+    return {**lead, "protocol": name}
 
 
 def _board(protocol: str, part: pl.DataFrame, runs: list[Run], metric: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ The functions are called in this order. Their results are JSON, except for the l
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
@@ -61,17 +61,19 @@ def analyse(
     models: Sequence[str],
     seed: int,
     report: ReportConfig,
+    requested: str | None = None,
 ) -> dict[str, Any]:
     """Compute the insights (see ``compute_insights``) and the scope of the page.
 
     Its protocol is that of the first of ``models`` that has a run of ``seed`` on ``split``, or else that of ``split``.
+    Of several it is ``requested``, the id of the protocol of the command, if there are runs under it.
     """
     dataset = str(split["dataset"])
     metrics = _dataset_metrics(runs, dataset)
     popularity = Popularity.of(train_set, len(vocabulary))
     ties = {run: runs.tie_sensitivity.loaders()[run] for run in runs.tie_sensitivity.readable()}
     protocols = _protocols(metrics)
-    page = _page_protocol(protocols, models, seed, split, current=runs.results)
+    page = _page_protocol(protocols, models, seed, split, requested=requested)
     result = compute_insights(
         list(metrics.values()),
         RunOutputs(runs.ranks.loaders(), runs.recommendations.loaders(), ties),
@@ -246,11 +248,11 @@ def _page_protocol(
     seed: int,
     split: Mapping[str, Any],
     *,
-    current: Container[str],
+    requested: str | None,
 ) -> str:
     """Return the protocol id of the page: that of the first of ``models`` with evaluations on this split.
 
-    Of several it is that of this command (keys ``current``), or else that of the split. Without any it is the latter.
+    Of several it is ``requested``, or else that of the split. Without any it is the latter.
     """
     no_split = {*EVALUATION_FIELDS, *DERIVED_FIELDS, "name"}
     defaults = Protocol(dataset="").to_dict()  # of fields that older runs lack
@@ -258,7 +260,7 @@ def _page_protocol(
     for model in models:
         runs = {key: run for key, run in protocols.items() if key.startswith(f"{model}/seed_{seed}/")}
         same = [key for key in runs if all(runs[key].get(name, defaults.get(name)) == fields[name] for name in fields)]
-        same.sort(key=lambda key: (key not in current, runs[key]["id"] != split["id"]))
+        same.sort(key=lambda key: (runs[key]["id"] != requested, runs[key]["id"] != split["id"]))
         if same:
             return str(runs[same[0]]["id"])
     return str(split["id"])

@@ -90,6 +90,26 @@ def test_an_index_of_another_catalogue_is_refused(tmp_path) -> None:
         imported(tmp_path, {str(number): [number] for number in range(8)})
 
 
+@pytest.mark.parametrize(
+    ("items", "numbers"),
+    [
+        (range(1, 9), 8),  # the same items, counted from 1: each would have the id of its neighbour
+        (range(1, 9), 20),  # a larger catalogue has them all
+        (range(8), 7),
+    ],
+)
+def test_numbers_of_a_file_are_no_item_ids_unless_they_are_the_same(tmp_path, items: range, numbers: int) -> None:
+    """Whatever ``missing`` allows; item ids of Amazon Beauty are 1 to 12,101, and those of an index.json begin at 0."""
+    ids = np.array([str(number) for number in items], object)
+    (tmp_path / "shop.index.json").write_text(json.dumps({str(number): [number] for number in range(numbers)}))
+    with pytest.raises(ValueError, match=f"keys 0 to {numbers - 1}, and the 8 item ids are .*source.item_map"):
+        import_ids(ids, tmp_path, config("keep", missing=0.5))
+    (tmp_path / "map").write_text("".join(f"{number}\t{number}\n" for number in range(numbers)))
+    assert len(import_ids(ids, tmp_path, config("keep", missing=0.5, item_map="map"))) >= 7
+    own = np.array([str(number) for number in range(numbers)], object)
+    assert len(import_ids(own, tmp_path, config("keep"))) == numbers
+
+
 def test_codes_above_those_allowed_are_refused(tmp_path) -> None:
     assert imported(tmp_path, codes=16).sizes == (16, 16)
     assert imported(tmp_path, codes=[2, 9]).sizes == (2, 9)

@@ -39,8 +39,9 @@ def import_ids(item_ids: NDArray[np.object_], raw_folder: Path, config: Semantic
     """Read the ids of ``item_ids`` (N,) from the file that ``config.source`` names in ``raw_folder``.
 
     Items of the file that the catalogue lacks are ignored. Raises ConfigError for settings that do not fit, ValueError
-    for a bad file (see ``read_ids``), for a file of another catalogue, for more missing items than ``source.missing``
-    allows, for codes above ``source.codes``, and for collisions where ``config.collisions`` is refuse.
+    for a bad file (see ``read_ids``), for a file of another catalogue, for numbers that need a map, for more missing
+    items than ``source.missing`` allows, for codes above ``source.codes``, and for collisions where
+    ``config.collisions`` is refuse.
     """
     source = config.source
     if source is None or source.file is None:
@@ -51,7 +52,7 @@ def import_ids(item_ids: NDArray[np.object_], raw_folder: Path, config: Semantic
     keys = table.keys
     if source.item_map is not None:
         keys = _mapped(keys, raw_file(raw_folder, source.item_map, setting=f"{WHERE}.source.item_map"), path)
-    rows = _rows(item_ids, keys, path, source.missing)
+    rows = _rows(item_ids, keys, path, source.missing, are_mapped=source.item_map is not None)
     present = rows >= 0
     codes, sizes = table.codes[rows[present]], _sizes(table, source.codes, path)
     if config.collisions == REFUSE and (count := int(colliding(codes, codes[:0]).sum())):
@@ -168,31 +169,43 @@ def _mapped(keys: NDArray[np.object_], path: Path, file: Path) -> NDArray[np.obj
     return np.array([item_of[key] for key in keys], object)
 
 
-def _rows(items: NDArray[np.object_], keys: NDArray[np.object_], path: Path, allowed: float) -> NDArray[np.int64]:
-    """(N,) row of each item in the file, -1 without one. Raises ValueError for too many missing items."""
+def _rows(
+    items: NDArray[np.object_], keys: NDArray[np.object_], path: Path, allowed: float, *, are_mapped: bool
+) -> NDArray[np.int64]:
+    """(N,) row of each item in the file, -1 without one.
+
+    Raises ValueError for too many missing items, and for keys 0, 1, 2, ... without a map that are not exactly the item
+    ids: item ids of many data sets are numbers, some of which any such file has.
+    """
     position = {key: row for row, key in enumerate(keys.tolist())}
     rows = np.array([position.get(item, -1) for item in items.tolist()], np.int64)
     missing = items[rows < 0]
     share = len(missing) / max(len(items), 1)
+    are_numbers = not are_mapped and set(keys.tolist()) == {str(number) for number in range(len(keys))}
+    hint = f". The file counts items from 0: name their ids in {WHERE}.source.item_map, a file such as item2id"
     if share > 1 - LEAST_MATCH:
         raise ValueError(
             f"{path.name} has ids of {len(items) - len(missing):,} of {len(items):,} items: another catalogue. Its "
-            f"keys are {_names(keys)}, items are {_names(items)}{_number_hint(keys)}"
+            f"keys are {_names(keys)}, items are {_names(items)}{hint if are_numbers else ''}"
+        )
+    if are_numbers and (len(missing) or len(keys) != len(items)):
+        lowest, highest = min(items.tolist(), key=_number), max(items.tolist(), key=_number)
+        raise ValueError(
+            f"{path.name} has the keys 0 to {len(keys) - 1}, and the {len(items):,} item ids are {lowest!r} to "
+            f"{highest!r}, so that equal numbers need not be the same item{hint}"
         )
     if share > allowed:
         raise ValueError(
             f"{len(missing):,} of {len(items):,} items have no id in {path.name}, such as {_names(missing)}: complete "
             f"the file, or set {WHERE}.source.missing to {np.ceil(1000 * share) / 1000:g} or more, so that generative "
-            f"models leave these out of lists{_number_hint(keys)}"
+            "models leave these out of lists"
         )
     return rows
 
 
-def _number_hint(keys: NDArray[np.object_]) -> str:
-    """Hint for files with keys 0, 1, 2, ..., whose numbers are rarely the data set's item ids."""
-    if set(keys.tolist()) != {str(number) for number in range(len(keys))}:
-        return ""
-    return f". The file counts items from 0: name their ids in {WHERE}.source.item_map, a file such as item2id"
+def _number(item: str) -> tuple[int, str]:
+    """Sort key of item ids: numbers by their value, before all others."""
+    return (int(item), "") if item.isdecimal() else (1 << 62, item)
 
 
 def _sizes(table: IdTable, codes: int | list[int] | None, path: Path) -> tuple[int, ...]:

@@ -27,15 +27,15 @@ def fitted(data=DATA, *, uses_weights: bool = False, **config):
     return model
 
 
-def confidence(data) -> np.ndarray:
-    """1 for the items of each user (U, I), or the largest weight over the mean of these."""
+def confidence(data, train=None) -> np.ndarray:
+    """1 for the items of each user (U, I), or the largest weight over the mean of these in ``train``."""
     if data.weights is None:
         table = np.zeros((len(data), ITEMS))
         for u in range(len(data)):
             table[u, data.row(u) - 1] = 1
         return table
-    largest = weights_by_pair(data, ITEMS)[1]
-    return largest / largest[largest > 0].mean()
+    of_train = weights_by_pair(data if train is None else train, ITEMS)[1]
+    return weights_by_pair(data, ITEMS)[1] / of_train[of_train > 0].mean()
 
 
 def half_step(c: np.ndarray, others: np.ndarray, config: dict) -> np.ndarray:
@@ -70,11 +70,13 @@ def test_epochs_are_alternating_least_squares(data):
             np.testing.assert_allclose(model.items.numpy()[1:], start, rtol=2e-3, atol=1e-4)
 
 
-def test_known_and_new_users_get_the_factors_that_minimise_the_loss_of_their_history():
-    model = fitted()
+@pytest.mark.parametrize("is_weighted", [False, True])
+def test_known_and_new_users_get_the_factors_that_minimise_the_loss_of_their_history(is_weighted):
+    train, new = (weighted(data) if is_weighted else data for data in (DATA, NEW))
+    model = fitted(train, uses_weights=is_weighted)
     items = model.items.double().numpy()[1:]
-    for data in (DATA, NEW):
-        users = half_step(confidence(data), items, SETTINGS)
+    for data in (train, new):
+        users = half_step(confidence(data, train), items, SETTINGS)
         np.testing.assert_allclose(scores(model, data), users @ items.T, rtol=1e-3, atol=1e-4)
 
 

@@ -287,7 +287,7 @@ def test_equal_weights_of_one_change_nothing_and_others_something(name):
     assert not np.allclose(result["others"], result["none"])
 
 
-@pytest.mark.parametrize("name", ["popular", "svd", "mf", "lightgcn"])
+@pytest.mark.parametrize("name", ["popular", "svd", "mf", "lightgcn", "ials"])
 def test_the_scale_of_weights_does_not_order_items_otherwise(name):
     config, lists = {"epochs": 2} if name in ("mf", "lightgcn") else {}, []
     for scale in (1, 64):

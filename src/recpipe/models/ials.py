@@ -10,7 +10,7 @@ from factors drawn with the deviation σ / √D. U users, I items, D width, B ba
 
 Deviations: every user, of training too, gets his factors from his history with the items fixed (the step of users), so
 that no users are stored. Where events have weights, the term of a pair in the first sum has the largest weight of the
-pair over their mean, and so count |S_u| and |S_i|.
+pair over their mean in training, and so count |S_u| and |S_i|.
 """
 
 from __future__ import annotations
@@ -61,10 +61,12 @@ class IALS(ClosedForm):
     dense_queries = True
     config: Config
     items: Tensor
+    mean_weight: Tensor
 
     def __init__(self, config: Config, *, n_items: int, max_length: int) -> None:
         super().__init__(config, n_items=n_items, max_length=max_length)
         self.register_buffer("items", torch.zeros(n_items + 1, config.dim))
+        self.register_buffer("mean_weight", torch.ones(()))  # of the pairs of training
 
     def fit(self, train: Sequences) -> None:
         with progress(self.config.epochs, "train", unit="epochs") as bar:
@@ -76,6 +78,8 @@ class IALS(ClosedForm):
         pairs = user_item_pairs(train, self.n_items, self.device)
         weight = pairs.relative_weight()
         weight = torch.ones(len(pairs), device=self.device) if weight is None else weight
+        if pairs.weight is not None and len(pairs):
+            self.mean_weight = pairs.weight.double().mean().float()
         of_users = Rows(pairs.user, pairs.item, weight, pairs.users)
         of_items = Rows(pairs.item, pairs.user, weight, pairs.width)
         start = nn.init.normal_(
@@ -116,6 +120,8 @@ class IALS(ClosedForm):
 
     def query_vectors(self, batch: Batch) -> Tensor:
         items_BT, weights_BT = distinct_items(batch, self.n_items, "binary")
+        if batch.weights is not None:
+            weights_BT = weights_BT / self.mean_weight
         gram, step = self.items.T @ self.items, max(ELEMENTS // self.config.dim**2, 1)
         parts = zip(items_BT.split(step), weights_BT.split(step), strict=True)
         return torch.cat([self.factors_of(items, weights, self.items, gram, self.n_items) for items, weights in parts])
@@ -141,8 +147,12 @@ class Rows:
         """Yield rows (B,) that have pairs, their columns (B, P) and weights (B, P), 0 at padding."""
         bucket = (self.counts[self._by_count].log() / math.log(SPREAD)).floor()
         sizes = torch.unique_consecutive(bucket, return_counts=True)[1].tolist()
-        for index in (part for rows in self._by_count.split(sizes) for part in rows.split(size)):
+        for index in (part for rows in self._by_count.split(sizes) for part in rows.split(self._limit(rows, size))):
             place = torch.arange(int(self.counts[index[-1]]), device=index.device)
             is_pair = place < self.counts[index][:, None]
             flat = torch.where(is_pair, self._first[index][:, None] + place, 0)
             yield index, torch.where(is_pair, self.columns[flat], 0), torch.where(is_pair, self.weights[flat], 0.0)
+
+    def _limit(self, rows: Tensor, size: int) -> int:
+        """Return the number of ``rows`` of a batch: ``size``, or fewer where they have many pairs."""
+        return max(min(size, ELEMENTS // int(self.counts[rows[-1]])), 1)

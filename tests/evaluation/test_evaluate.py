@@ -127,6 +127,16 @@ def test_a_model_trained_on_validation_has_no_validation_metrics_and_a_row_on_th
     assert not any(name.startswith("valid") for name in metric_values(metrics))
 
 
+def test_propensities_are_those_of_the_split_whatever_a_model_was_trained_on():
+    data, other = fold(1), bundle()
+    other.train_events = other.train_events[::-1].copy() + np.arange(ITEMS)
+    train = sequences([[1, 1, 1, 2], [3, 1]])
+    first, second = (
+        evaluate(each, data, data, Protocol(dataset="x"), train=train).metrics["debiased"] for each in (bundle(), other)
+    )
+    assert first["effective_targets_ips"] == second["effective_targets_ips"]
+
+
 def test_a_bundle_of_another_catalogue_is_an_error():
     trained = bundle()
     trained.check_catalogue(Vocabulary(trained.vocabulary.ids.copy()))

@@ -133,3 +133,10 @@ def test_what_is_not_there_is_refused(settings, change, message):
 def test_vectors_that_no_item_has_are_refused():
     with pytest.raises(ValueError, match="no item has a vector"):
         Side.of(SideConfig(vectors="text"), DATA, {}, {"text": (np.zeros((2, 3)), np.zeros(2, bool))}, n_items=2)
+
+
+@pytest.mark.parametrize("name", ["items", "users", "events"])
+def test_a_model_of_item_vectors_refuses_other_side_information(name):
+    SideConfig(vectors="text").check_vectors_only("content_knn")
+    with pytest.raises(ValueError, match=f"content_knn reads item vectors only; set side.{name}=none"):
+        SideConfig(vectors="text", **{name: "gap"}).check_vectors_only("content_knn")

@@ -27,8 +27,10 @@ def counted(data: Sequences) -> np.ndarray:
     return dense
 
 
+@pytest.mark.parametrize("events_at_once", [1, 20, 1 << 22])
 @pytest.mark.parametrize("is_weighted", [False, True])
-def test_transitions_are_pairs_of_consecutive_events_of_a_user(is_weighted):
+def test_transitions_are_pairs_of_consecutive_events_of_a_user(is_weighted, events_at_once, monkeypatch):
+    monkeypatch.setattr("recpipe.data.sequences.EVENTS_AT_ONCE", events_at_once)
     data = random_sequences(40, ITEMS, longest=14, shortest=1, seed=5)
     data = weighted(data) if is_weighted else data
     matrix = transition_counts(data, ITEMS)

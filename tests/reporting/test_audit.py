@@ -79,6 +79,14 @@ def test_degenerate_logs_have_a_section(rows):
     assert section.models is None  # without recall on the board
 
 
+def test_times_that_are_no_dates_have_an_axis_of_seconds(audited):
+    curve = audited["curves"]["time"]
+    curves = {**audited["curves"], "time": {**curve, "time": [1000 * second + 10**12 for second in curve["time"]]}}
+    figure = audit_section({**audited, "curves": curves}, board(), metric="ndcg@10").figures["audit_time"]
+    assert list(figure.data[0].x) == curves["time"]["time"] and figure.layout.xaxis.type is None
+    assert audit_section(audited, board(), metric="ndcg@10").figures["audit_time"].layout.xaxis.type == "date"
+
+
 def test_the_page_has_the_section_only_with_an_audit(audited, make_run):
     run = make_run("popular", 42)
     section = audit_section(audited, board(**HALVES), metric="ndcg@10")

@@ -23,6 +23,19 @@ def last_items(histories: Sequences) -> np.ndarray:
     return last
 
 
+def consecutive_items(train: Sequences) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+    """Yield the transitions of some users at a time: first and second items, both (N,), and weights of the second.
+
+    Weights are None where events have none.
+    """
+    for part in train.parts():
+        ends = part.offsets[(part.offsets > 0) & (part.offsets < len(part.items))]
+        is_pair = np.ones(max(len(part.items) - 1, 0), bool)
+        is_pair[ends - 1] = False  # from one user to the next
+        weights = None if part.weights is None else part.weights[1:][is_pair]
+        yield part.items[:-1][is_pair], part.items[1:][is_pair], weights
+
+
 def transition_seen(train: Sequences, fold: Fold) -> np.ndarray:
     """Mark the targets (N,) that follow the last item of their history somewhere in ``train``.
 
@@ -79,12 +92,8 @@ def _keys(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def _parts(train: Sequences) -> Iterator[np.ndarray]:
     """Yield the sorted distinct keys of the transitions of some users at a time."""
-    for part in train.parts():
-        keys = _keys(part.items[:-1], part.items[1:])
-        within = np.ones(len(keys), bool)
-        ends = part.offsets[1:-1]
-        within[ends[(ends > 0) & (ends < len(part.items))] - 1] = False  # from one user to the next
-        yield _sorted_distinct(keys[within])
+    for first, second, _ in consecutive_items(train):
+        yield _sorted_distinct(_keys(first, second))
 
 
 def _sorted_distinct(keys: np.ndarray) -> np.ndarray:

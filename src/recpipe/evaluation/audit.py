@@ -24,7 +24,7 @@ NO_TIMES = "The log has an order of events and no times: ties, days and leakage 
 def audit(data: TrainingData, test: Fold) -> dict[str, Any]:
     """Audit the split of ``data`` with its test fold; JSON with ``measures``, ``curves`` and ``notes``.
 
-    Measures of time are None for a log without times, and of transitions and of popularity where training has no event.
+    Measures of time are None for a log without times, and those of popularity where training has no event.
     Shares of targets are over all test targets, those of users over test users; each is None without any.
     """
     train, n_items = data.train_set, len(data.vocabulary)

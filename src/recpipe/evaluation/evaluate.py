@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from recpipe.data.protocol import Protocol
-from recpipe.data.sequences import Fold, Sequences
+from recpipe.data.sequences import Fold, Sequences, count_items
 from recpipe.data.transitions import transition_seen
 from recpipe.decoding.exact import SearchError
 from recpipe.evaluation.content_slots import ContentSlots
@@ -79,7 +79,8 @@ def evaluate(
 
     With ``slots``, lists and metrics have content slots; throughput and latency are those of the model alone. A model
     that was also trained on the validation fold (``train.train_on_validation``) has no ``valid`` metrics. With
-    ``train``, the training set of the split, test targets are told apart by their transition. Raises ValueError for a
+    ``train``, the training set of the split, test targets are told apart by their transition, and propensities are of
+    its events. Raises ValueError for a
     model of another split, for one that uses times that the protocol does not allow, and for NaN.
     """
     if not protocol.holds_out:
@@ -89,6 +90,8 @@ def evaluate(
     warm = np.concatenate([[False], bundle.train_events > 0])
 
     transitions = None if train is None else transition_seen(train, test)
+    # of the split, so that models that were trained on other events too have the same propensities
+    events = np.append(0, bundle.train_events) if train is None else count_items(train.items, len(bundle.vocabulary))
 
     def rank(fold: Fold, protocol: Protocol, k: int) -> tuple[Ranking, pa.Table]:
         ranking = rank_fold(bundle.model, fold.with_query_times(protocol), exclude_seen=protocol.exclude_seen, k=k)
@@ -119,9 +122,7 @@ def evaluate(
         **{name: _metrics(*pair, bundle, protocol) for name, pair in rankings.items()},
         **warm_and_cold_items(ranks, cutoffs=protocol.cutoffs),
         **memorised_and_generalised(ranks, cutoffs=protocol.cutoffs),
-        "debiased": debiased_metrics(
-            ranks, test.targets.items, np.append(0, bundle.train_events), cutoffs=protocol.cutoffs
-        ),
+        "debiased": debiased_metrics(ranks, test.targets.items, events, cutoffs=protocol.cutoffs),
         **_search_error(bundle.model, test, protocol),
         "cold_users": {
             **_metrics(*cold_users, bundle, protocol),

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from recpipe.config import split_names
 from recpipe.layers.inputs import item_values
 from recpipe.layers.large_tables import StepTable
 from recpipe.layers.set_items import TokenCache, perceptron
@@ -33,8 +32,7 @@ class ContentTable(nn.Module):
         super().__init__()
         if side is None or not side.widths:
             raise ValueError("items are projected from item vectors; set some, as in `side: {vectors: text}`")
-        if others := [key for key in ("items", "users", "events") if split_names(getattr(side.config, key))]:
-            raise ValueError(f"this model reads item vectors only; set side.{others[0]}=none")
+        side.config.check_vectors_only("this model")
         if side.config.train_vectors:
             raise ValueError("this model projects frozen item vectors; set side.train_vectors=false")
         tables = [item_values(side, n_items, f"vectors.{name}", V + 1) for name, V in side.widths.items()]

@@ -54,6 +54,12 @@ class SideConfig:
         """The least ``Protocol.time`` that it needs: none or last_item."""
         return "last_item" if set(split_names(self.events)) - {"rating"} else "none"
 
+    def check_vectors_only(self, model: str) -> None:
+        """Raise ValueError for side information other than item vectors, which ``model`` does not read."""
+        for name in COLUMNS:
+            if split_names(getattr(self, name)):
+                raise ValueError(f"{model} reads item vectors only; set side.{name}=none for this model")
+
     @property
     def empty(self) -> bool:
         """True if only item ids are read."""

@@ -12,20 +12,21 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from recpipe.data.sequences import Sequences
+from recpipe.data.transitions import consecutive_items
 
 
 def transition_counts(train: Sequences, n_items: int) -> csr_matrix:
     """Count transitions (I + 1, I + 1) float32 between consecutive events of a user; row: the first item, column: next.
 
     Where events have weights, a transition counts by the weight of its second event; with weight 0 there is none. An
-    item may follow itself. Without consecutive events the matrix has no entries.
+    item may follow itself. Without consecutive events the matrix has no entries. Memory is for the edges and the events
+    of one part of ``train``.
     """
     shape = (n_items + 1, n_items + 1)
-    is_pair = np.ones(max(len(train.items) - 1, 0), bool)
-    is_pair[train.offsets[(train.offsets > 0) & (train.offsets < len(train.items))] - 1] = False  # of two users
-    first, second = train.items[:-1][is_pair], train.items[1:][is_pair]
-    weight = np.ones(len(first)) if train.weights is None else train.weights[1:][is_pair].astype(np.float64)
-    counts = csr_matrix((weight, (first, second)), shape)  # adds up equal pairs
+    counts = csr_matrix(shape)
+    for first, second, weights in consecutive_items(train):
+        values = np.ones(len(first)) if weights is None else weights.astype(np.float64)
+        counts += csr_matrix((values, (first, second)), shape)  # adds up equal pairs
     counts.eliminate_zeros()
     counts.sort_indices()
     return counts.astype(np.float32)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recpipe.config import check_at_least, split_names
+from recpipe.config import check_at_least
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
 from recpipe.layers.side import Side
@@ -49,9 +49,7 @@ class ContentKNN(ClosedForm):
         super().__init__(config, n_items=n_items, max_length=max_length, side=side)
         if side is None or not side.widths:
             raise ValueError("content_knn needs item vectors; set `side: {vectors: text}`")
-        for key in ("items", "users", "events"):
-            if split_names(getattr(side.config, key)):
-                raise ValueError(f"content_knn reads item vectors only; set side.{key}=none for this model")
+        side.config.check_vectors_only("content_knn")
         self.register_buffer("vectors", torch.zeros(n_items + 1, sum(side.widths.values())))
         self.register_buffer("present", torch.zeros(n_items + 1, dtype=torch.bool))
         values = [side.values.get(f"vectors.{name}") for name in side.widths]

@@ -25,7 +25,7 @@ from scipy.sparse import csr_matrix, diags_array, eye_array
 from torch import Tensor
 from torch.nn import functional as F
 
-from recpipe.config import check_at_least, split_names
+from recpipe.config import check_at_least
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
 from recpipe.layers.side import Side
@@ -53,7 +53,9 @@ class HopGraph(ClosedForm):
         def __post_init__(self) -> None:
             budgets = tuple(tuple(rings) for rings in self.budgets)
             if not budgets or not all(rings and min(rings) >= 0 for rings in budgets):
-                raise ValueError(f"budgets is {self.budgets!r}; each source needs one number per ring, as [[7, 2, 1]]")
+                raise ValueError(
+                    f"budgets is {self.budgets!r}; each source needs one number per ring, none below 0, as [[7, 2, 1]]"
+                )
             object.__setattr__(self, "budgets", budgets)
             check_at_least(1, self, "neighbours")
             check_at_least(0, self, "edge_weight")
@@ -82,9 +84,8 @@ class HopGraph(ClosedForm):
 
     def __init__(self, config: Config, *, n_items: int, max_length: int, side: Side | None = None) -> None:
         super().__init__(config, n_items=n_items, max_length=max_length, side=side)
-        for key in ("items", "users", "events"):
-            if side is not None and split_names(getattr(side.config, key)):
-                raise ValueError(f"hop_graph reads item vectors only; set side.{key}=none for this model")
+        if side is not None:
+            side.config.check_vectors_only("hop_graph")
         near = torch.zeros(n_items + 1, config.hops, config.neighbours, dtype=torch.int32)  # (I + 1, H, K), 0: none
         self.register_buffer("near", near)
         self.register_buffer("popularity", torch.zeros(n_items + 1))  # in 0..1, excluding 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -94,7 +94,7 @@ def _time(curve: Mapping[str, Any] | None) -> go.Figure | None:
     """Cumulative share of training events and of test targets over time."""
     if not curve or len(curve["time"]) < 2:
         return None
-    times = [datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%d %H:%M") for second in curve["time"]]
+    times, x_axis = _time_axis(curve["time"])
     traces = [
         line(times, curve[key], name=name, colour=colour, mode="lines", hover=f"%{{x}}: %{{y:.1%}} of the {name}")
         for key, name, colour in (
@@ -103,4 +103,12 @@ def _time(curve: Mapping[str, Any] | None) -> go.Figure | None:
         )
     ]
     y_axis = Axis.PERCENT | {"range": [0, 1.02]}
-    return figure(traces, y="cumulative share", x_axis={"type": "date"}, y_axis=y_axis)
+    return figure(traces, y="cumulative share", x_axis=x_axis, y_axis=y_axis)
+
+
+def _time_axis(seconds: Sequence[int]) -> tuple[list[str] | list[int], dict[str, Any]]:
+    """Return the times in UTC for an axis of dates; the seconds since 1970 where one is no date, as in milliseconds."""
+    try:
+        return [datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%d %H:%M") for second in seconds], {"type": "date"}
+    except (ValueError, OverflowError, OSError):
+        return [*seconds], {}

@@ -1,7 +1,9 @@
 """CPU fast path of the loss of parallel code heads: level by level, forward and backward in one pass while in cache.
 
-The clear version makes a dozen tensors (L, M, D), hundreds of MiB each. M targets, L levels, V codes of a level, D
-width.
+The clear version makes a dozen tensors (L, M, D), hundreds of MiB each. A training step of RPG takes .80 instead of
+1.18 CPU seconds (1,650 targets, 32 codes, 256 wide, one thread: decision 57).
+
+M targets, L levels, V codes of a level, D width.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ Deviations from the paper:
   ``one_pass`` one encoding serves all targets of a sequence, and only the decoder knows where a history ends.
 - The projected vector of the last item is added to the query (``query: state+last``), so that training begins at the
   nearest items of the last one and need not learn them; ``state`` is the paper.
+- The projection of item vectors is linear by default, without dropout; in the authors' code hidden layers of 768, 512
+  and 256 (``widths``), and dropout of input and output.
 - Candidates are items, each once, and never seen, excluded or unknown ones. In the authors' code a generated id that
   no item has becomes the first item of the catalogue.
 - Search is constrained to the catalogue, and histories and rows are as in TIGER.

@@ -6,7 +6,7 @@ transformer reads the items, and one head per code predicts all codes of the nex
 Deviations from the paper and its authors' code:
 - Search is over the whole catalogue, exactly. ``search: graph`` is the paper's; see ``recpipe.decoding.graph``.
 - Embedded items times √D (``scale_embeddings``), an option of the conf: without it little is learned in few epochs.
-- Exact GELU, as in other models. Items without an id have embeddings of their own, and are never recommended.
+- Exact GELU, as in other models. Items without an id share one embedding per level, and are never recommended.
 - ``softmax: items`` normalises over the items instead of over the codes of each level (decision 30), an option.
 - Several kinds of ids may be read: their codes are pooled together, and the probability of an item is a mixture.
 - Windows of long histories have all their events as targets; the code has one row per target after the first 50.

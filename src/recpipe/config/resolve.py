@@ -306,9 +306,9 @@ class Configuration:
         named = {} if name is None else self.protocols.fields(name)
         for source in (self.files, self._command_line):
             common = {key: entry for key, entry in source.items() if key not in ("models", "datasets")}
-            dataset, by_name = self._dataset_files, {"protocol": named} if named else {}
+            dataset, by_name = self._dataset_files, Tree({"protocol": named} if named else {})
             if source is self._command_line:
-                dataset, by_name = block(source, "datasets", self.dataset), {}
+                dataset, by_name = block(source, "datasets", self.dataset), Tree()
             top = merge(top, common, by_name, pick_blocks(dataset, BY_DATASET))
         protocol = block(top, "protocol")
         top["protocol"] = with_effective_name(protocol, block(self.files, "protocol"), named, name)

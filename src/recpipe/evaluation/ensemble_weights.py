@@ -143,8 +143,8 @@ def adaptive_weights(
         for l2 in L2:
             weights = torch.zeros(len(valid), len(fixed), dtype=torch.float64)
             for n in bar.over(range(FOLDS)):
-                gate = fit_gate(sets.select(torch.from_numpy(part[owner] != n)), base, l2=l2, **settings)
-                weights[part == n] = gate(features[part == n])
+                others = sets.select(torch.from_numpy(part[owner] != n))
+                weights[part == n] = fit_gate(others, base, l2=l2, **settings)(features[part == n])
             weightings.append(weights.float())
     values = _metric_of_each(ensemble, valid, weightings, exclude_seen=exclude_seen, metric=metric)
     best = int(np.argmax(values))
@@ -210,7 +210,10 @@ class _Collector:
     def sets(self) -> tuple[ItemSets, np.ndarray]:
         """Return the item sets with their users (n,), rows of the fold."""
         rows = np.concatenate([rows for rows, _, _ in self._parts])
-        parts, is_item = (torch.cat([each[n] for each in self._parts]) for n in (1, 2))
+        parts, is_item = (
+            torch.cat([part for _, part, _ in self._parts]),
+            torch.cat([mask for _, _, mask in self._parts]),
+        )
         return ItemSets(torch.from_numpy(self.features[rows]), parts, is_item), rows
 
 

@@ -51,6 +51,17 @@ def test_models_of_ids_carry_the_note_of_the_data_set(paper_row, our_row, result
     assert notes == {"sasrec": "", "tiger": "ids of attributes"}
 
 
+@pytest.mark.parametrize("exclude_seen", [False, True])
+def test_a_bias_on_seen_items_is_noted_where_they_may_be_recommended(
+    our_row, results, protocols, paper_row, exclude_seen
+):
+    fields = {"split": "leave_one_out", "history": 20, "exclude_seen": exclude_seen}
+    row = our_row(history_bias=-20.0, fields=fields)
+    text = page(results(paper_row()), [row], protocols).text
+    notes = [row[-1] for row in table_rows(text, "ours | protocol id")[2:]]
+    assert notes == ([""] if exclude_seen else ["-20 on the scores of seen items (`train.history_bias`)"])
+
+
 def test_several_settings_of_a_model_are_told_apart(our_row, results, protocols, paper_row):
     text = page(results(paper_row()), [our_row(), our_row(settings_id="ffff0000")], protocols).text
     assert "**tiger (a1b2c3d4)**" in text and "**tiger (ffff0000)**" in text

@@ -50,7 +50,10 @@ class Value:
 
 @dataclass(frozen=True)
 class OurRow:
-    """Result of one model with one protocol and settings, over ``seeds``. ``kinds_of_ids`` names the ids it reads."""
+    """Result of one model with one protocol and settings, over ``seeds``.
+
+    ``kinds_of_ids`` names the ids it reads; ``history_bias`` is what its training adds to the scores of seen items.
+    """
 
     dataset: str
     protocol: Mapping[str, Any]  # its fields, and id
@@ -63,6 +66,7 @@ class OurRow:
     hardware: str = ""
     train_seconds: float | None = None
     kinds_of_ids: tuple[str, ...] = ()
+    history_bias: float = 0.0
     members: str = ""  # of an ensemble, with weights
     finished: str = ""
 
@@ -172,6 +176,7 @@ def _row(group: RunGroup) -> OurRow:
         hardware=", ".join(filter(None, hardware)),
         train_seconds=round(float(np.mean(seconds)), 1) if seconds else None,
         kinds_of_ids=tuple(first.settings.get("ids") or ()),
+        history_bias=float((first.settings.get("train") or {}).get("history_bias") or 0),
         members=_members(first.ensemble),
         finished=max(run.finished for run in runs),
     )

@@ -131,6 +131,8 @@ def _our_rows(part: Section, results: PublishedResults | None) -> list[str]:
         if row.kinds_of_ids:
             note = results.note_on_ids if results else None
             notes.append(note or f"ids: {'+'.join(row.kinds_of_ids)}")
+        if row.history_bias and not row.protocol.get("exclude_seen"):
+            notes.append(f"{row.history_bias:g} on the scores of seen items (`train.history_bias`)")
         seeds = ", ".join(map(str, row.seeds))
         origin = [row.protocol["id"], row.settings_id or MISSING, seeds, row.commit or MISSING, row.hardware or MISSING]
         rows.append([row.model, *map(str, origin), duration(row.train_seconds), row.finished[:10], "; ".join(notes)])

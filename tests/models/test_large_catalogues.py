@@ -61,7 +61,7 @@ def _queries(model):
 
 
 def test_every_model_with_values_of_the_whole_catalogue_is_tested():
-    assert DENSE == ["lightgcn", "mf", "nmf", "svd"]
+    assert DENSE == ["ials", "lightgcn", "mf", "nmf", "svd"]
 
 
 @pytest.mark.parametrize("name", ["tiger", "parallel_tiger", "mql4grec"])

@@ -190,7 +190,9 @@ def check_places(
             return (1 - dial) * by[item] - dial * max(cosine[IDS.index(item), chosen], default=0)
 
         assert items[place] in pool
-        assert value(items[place]) >= max(map(value, pool)) - 1e-4
+        best = max(pool, key=value)
+        is_level = cosine is None and abs(scores[items[place]] - scores[best]) < 1e-6  # batches differ by rounding
+        assert is_level or value(items[place]) >= value(best) - 1e-4
         if model.name == "popular" and not dial:  # whose scores are integers, many of them equal
             order = tie_order(ITEMS + 1).tolist()
             assert items[place] == min(pool, key=lambda item: (-scores[item], order[IDS.index(item) + 1]))

@@ -21,6 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from recpipe.progress import Progress
 
 log = logging.getLogger(__name__)
+SECONDS_TO_LOCK = 5  # for a lock of a process that was killed just now
 
 
 class WeightAverage(nn.Module):
@@ -142,10 +143,13 @@ def close_loggers(loggers: Iterable[Logger]) -> None:
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Lock a work folder: two runs of one model and seed would overwrite each other's checkpoints."""
+    """Lock a work folder: two runs of one model and seed would overwrite each other's checkpoints.
+
+    Waits a few seconds, since threads of a process that was killed may hold the lock for a moment longer.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / "lock", timeout=0):
+        with FileLock(folder / "lock", timeout=SECONDS_TO_LOCK):
             yield
     except Timeout:
         raise ValueError(f"another process trains in {folder}; wait for it, or choose another seed") from None

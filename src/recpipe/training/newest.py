@@ -69,8 +69,10 @@ def evaluation_of(path: Path, bundle: Bundle) -> dict[str, Any] | None:
 
 
 def is_of_training(metrics: Mapping[str, Any], bundle: Bundle) -> bool:
-    """Return whether a metrics.json belongs to this training of the model, by its measured cost."""
-    cost = metrics.get("cost") or {}
+    """Return whether a metrics.json belongs to this training of the model, by its measured cost if it has one."""
+    cost = metrics.get("cost")
+    if cost is None:  # of an older version
+        return True
     return all(cost.get(key) == value for key, value in bundle.training.get("cost", {}).items())
 
 

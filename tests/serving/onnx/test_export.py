@@ -36,6 +36,10 @@ CANNOT = {
     "user_knn": "sparse rows are read with numpy",
     "mf": "the linear system of a user has no ONNX operator; mf with loss: bpr exports",
     "nmf": "which parts are zero decides the length of a loop",
+    "ials": "the linear system of a user has no ONNX operator",
+    "markov": "items of histories are counted with numpy",
+    "slim": "items of histories are counted with numpy",
+    "hop_graph": "rings of a user are merged with numpy, so that the graph is of one number of users",
     "parallel_tiger": "items with an id are read with numpy",
     "rpg": "items with an id are read with numpy",
     "mamba4rec": "the scan changes a diagonal in place and loops over chunks",
@@ -136,6 +140,13 @@ print(json.dumps({{"rows": table.to_pylist(), "modules": loaded}}))
 def test_what_cannot_be_exported_is_said(name, tmp_path):
     with pytest.raises(ValueError, match=f"{name} cannot be exported: torch finds no ONNX graph"):
         export_bundle(bundle_of(name), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_graph_of_one_number_of_users_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="hop_graph cannot be exported: its graph does not run"):
+        export_bundle(bundle_of("hop_graph"), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 
 

@@ -82,7 +82,7 @@ def export_bundle(bundle: Bundle, into: Path) -> Export:
         metadata = {"recpipe": json.dumps({**_description(bundle), "items_sha256": file_digest(items_file)})}
         program.model.metadata_props.update(metadata)
         program.save(str(temporary))
-        difference = largest_difference(graph, temporary)
+        difference = _checked_difference(graph, temporary, bundle.name)
         if not difference <= TOLERANCE:
             raise ValueError(f"the graph of {bundle.name} differs from torch by {difference:.1e}; it was not written")
     return Export(into, items, difference)
@@ -145,6 +145,15 @@ def graph_inputs(model: Scorer, *, users: int, longest: int, seed: int = 0) -> t
         return items, lengths
     gaps = torch.randint(0, 1 << 20, (users, longest), generator=generator)
     return items, lengths, (1_600_000_000 + gaps.cumsum(1)) * mask
+
+
+def _checked_difference(graph: ScoreGraph, path: Path, name: str) -> float:
+    """Return ``largest_difference``. Raises ValueError for a graph that does not run for other numbers of users."""
+    try:
+        return largest_difference(graph, path)
+    except Exception as error:  # of many types, by onnxruntime
+        reason = str(error).strip().splitlines()[0][:200]
+        raise ValueError(f"{name} cannot be exported: its graph does not run ({reason})") from error
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 from tests.synthetic import random_sequences, sequences, weighted
 
 from recpipe.data.sequences import Sequences
-from recpipe.layers.transition_graph import last_items, load_matrix, store_matrix, transition_counts
+from recpipe.layers.transition_graph import last_known_items, load_matrix, store_matrix, transition_counts
 
 ITEMS = 15
 
@@ -53,8 +53,8 @@ def test_stored_matrices_are_read_back():
     np.testing.assert_array_equal(load_matrix(*buffers).toarray(), matrix.toarray())
 
 
-def test_last_items_pass_over_padding_and_unknown_items():
+def test_last_known_items_pass_over_padding_and_unknown_items():
     items = torch.tensor([[3, 1, 2, 0], [4, 0, 5, 0], [0, 0, 0, 0], [7, 7, 0, 0]])
-    assert last_items(items, 1).tolist() == [[2], [5], [0], [7]]
-    assert last_items(items, 3).tolist() == [[2, 1, 3], [5, 4, 0], [0, 0, 0], [7, 7, 0]]
-    assert last_items(items[:, :0], 2).tolist() == [[0, 0]] * 4
+    assert last_known_items(items, 1).tolist() == [[2], [5], [0], [7]]
+    assert last_known_items(items, 3).tolist() == [[2, 1, 3], [5, 4, 0], [0, 0, 0], [7, 7, 0]]
+    assert last_known_items(items[:, :0], 2).tolist() == [[0, 0]] * 4

@@ -47,13 +47,8 @@ from recpipe.config.run_config import (
 )
 
 SQLITE = "sqlite:///"
-LIKE_KEYS = (
-    "steps",
-    "profile",
-    "baselines",
-    "bad_rows",
-    "protocols",
-)  # taken by ``like``, besides the blocks of BY_DATASET
+# taken by ``like``, besides the blocks of BY_DATASET
+LIKE_KEYS = ("steps", "profile", "baselines", "bad_rows", "protocols")
 
 
 def resolve(

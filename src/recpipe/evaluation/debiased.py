@@ -37,18 +37,18 @@ def debiased_metrics(
     ``effective_targets_ips`` is Kish's effective number of targets, (Σw)² / Σw²: few mean that some weigh most.
     """
     limit, rows = downsample(items)
-    kept = metrics_from_ranks(ranks.take(pa.array(rows)), cutoffs=cutoffs)
+    downsampled = metrics_from_ranks(ranks.take(pa.array(rows)), cutoffs=cutoffs)
     result: dict[str, float | int] = {
         "max_targets": limit,
-        "users_downsampled": kept["users"],
-        "targets_downsampled": kept["targets"],
+        "users_downsampled": downsampled["users"],
+        "targets_downsampled": downsampled["targets"],
     }
     weight = 1 / np.maximum(np.asarray(train_events)[items], 1).astype(np.float64) ** power
     for k in sorted(set(cutoffs)):
         targets = Targets.of(ranks, k)
         share = targets.weight * weight
         for name, values in (("recall", targets.recall), ("ndcg", targets.ndcg)):
-            result[f"{name}_downsampled@{k}"] = kept[f"{name}@{k}"]
+            result[f"{name}_downsampled@{k}"] = downsampled[f"{name}@{k}"]
             result[f"{name}_ips@{k}"] = float((share * values).sum() / share.sum())
     result["effective_targets_ips"] = float(weight.sum() ** 2 / (weight**2).sum())
     return result

@@ -210,10 +210,8 @@ class _Collector:
     def sets(self) -> tuple[ItemSets, np.ndarray]:
         """Return the item sets with their users (n,), rows of the fold."""
         rows = np.concatenate([rows for rows, _, _ in self._parts])
-        parts, is_item = (
-            torch.cat([part for _, part, _ in self._parts]),
-            torch.cat([mask for _, _, mask in self._parts]),
-        )
+        parts = torch.cat([values for _, values, _ in self._parts])
+        is_item = torch.cat([mask for _, _, mask in self._parts])
         return ItemSets(torch.from_numpy(self.features[rows]), parts, is_item), rows
 
 

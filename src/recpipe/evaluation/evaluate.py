@@ -79,9 +79,9 @@ def evaluate(
 
     With ``slots``, lists and metrics have content slots; throughput and latency are those of the model alone. A model
     that was also trained on the validation fold (``train.train_on_validation``) has no ``valid`` metrics. With
-    ``train``, the training set of the split, test targets are told apart by their transition, and propensities are of
-    its events. Raises ValueError for a
-    model of another split, for one that uses times that the protocol does not allow, and for NaN.
+    ``train``, the training set of the split, there are metrics of memorised and generalised targets, and propensities
+    come from its events. Raises ValueError for a model of another split, for one that uses times that the protocol does
+    not allow, and for NaN.
     """
     if not protocol.holds_out:
         raise ValueError("protocol.split is none, so that there is no test fold to evaluate on: choose another split")

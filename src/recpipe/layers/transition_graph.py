@@ -46,13 +46,13 @@ def load_matrix(offsets: Tensor, columns: Tensor, values: Tensor) -> csr_matrix:
     return csr_matrix(arrays, (size, size))
 
 
-def last_items(items_BT: Tensor, n: int) -> Tensor:
+def last_known_items(items_BT: Tensor, n: int) -> Tensor:
     """Return the last ``n`` known items (B, n) of right-padded histories, the last one first; 0 where there are fewer.
 
     Items of the history that the vocabulary lacks are 0, as padding is, and are passed over.
     """
     is_known = items_BT > 0
     age_BT = is_known.flip(1).cumsum(1).flip(1) - 1  # 0 for the last known item
-    found = items_BT.new_zeros(items_BT.shape[0], n + 1)  # the last column takes what is not among the last n
+    last = items_BT.new_zeros(items_BT.shape[0], n + 1)  # the last column takes what is not among the last n
     place_BT = torch.where(is_known, age_BT.clamp(max=n), n)
-    return found.scatter_(1, place_BT, items_BT)[:, :n]
+    return last.scatter_(1, place_BT, items_BT)[:, :n]

@@ -30,7 +30,7 @@ from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
 from recpipe.layers.side import Side
 from recpipe.layers.top_k import tie_order
-from recpipe.layers.transition_graph import last_items, transition_counts
+from recpipe.layers.transition_graph import last_known_items, transition_counts
 from recpipe.models.recommender import ClosedForm
 from recpipe.progress import progress
 
@@ -108,7 +108,7 @@ class HopGraph(ClosedForm):
 
     def score(self, batch: Batch) -> Tensor:
         places = torch.from_numpy(self.config.places()).to(self.device)  # (S, H, K)
-        sources_BS = last_items(batch.items, len(places))
+        sources_BS = last_known_items(batch.items, len(places))
         near = self.near[sources_BS].long()  # (B, S, H, K)
         points = (places.max() + 1 - places).float()  # at least 1: above popularity
         points = torch.where((near > 0) & (places >= 0), points, 0.0)

@@ -24,7 +24,7 @@ from torch import Tensor
 from recpipe.config import check_at_least
 from recpipe.data.batches import Batch
 from recpipe.data.sequences import Sequences
-from recpipe.layers.transition_graph import last_items, load_matrix, store_matrix, transition_counts
+from recpipe.layers.transition_graph import last_known_items, load_matrix, store_matrix, transition_counts
 from recpipe.models.recommender import ClosedForm
 
 
@@ -76,7 +76,7 @@ class Markov(ClosedForm):
     def score(self, batch: Batch) -> Tensor:
         """Return log-probabilities (B, I + 1); column 0 is -inf."""
         chain, share, log_background = self._chain()
-        items_BL = last_items(batch.items.cpu(), self.config.last).numpy()
+        items_BL = last_known_items(batch.items.cpu(), self.config.last).numpy()
         weight_BL = np.where(items_BL > 0, self.config.decay ** np.arange(items_BL.shape[1]), 0.0)
         weight_BL[:, 0] += weight_BL.sum(1) == 0  # users without history: row 0, which has no transitions
         weight_BL /= weight_BL.sum(1, keepdims=True)

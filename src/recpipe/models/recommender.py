@@ -315,10 +315,8 @@ class Scorer(Recommender):
 
     def _with_history_bias(self, scores: Tensor, histories: Sequences, rows: np.ndarray) -> Tensor:
         """Add ``history_bias`` to the scores (B, I + 1) of the items in each user's whole history, once per item."""
-        row, item = (torch.from_numpy(part).to(scores.device) for part in histories.events(rows))
-        in_history = torch.zeros_like(scores, dtype=torch.bool)
-        in_history[row, item] = True
-        return torch.where(in_history, scores + self.history_bias, scores)
+        places = tuple(torch.from_numpy(part).to(scores.device) for part in histories.events(rows))
+        return scores.index_put(places, scores[places] + self.history_bias)  # repeated items get one value
 
     def history_batches(
         self, histories: Sequences, *, tokens: int = 1 << 15, all_scores: bool = True

@@ -41,9 +41,8 @@ def _nodes(kind: str, wiring: Wiring) -> list[Node]:
     vectors = {} if inputs.embeddings is None else {"embeddings": inputs.embeddings}
     common = {**vectors, "config": f"params:semantic_ids.kinds.{kind}"}
     aligned = [name for name, each in wiring.kind_inputs.items() if each.model is not None]
-    item_vectors = (
-        {"collaborative": f"{aligned[0]}_item_vectors"} if aligned else {}
-    )  # which all kinds are compared with
+    # all kinds are compared with the item vectors that one of them is aligned with
+    item_vectors = {"collaborative": f"{aligned[0]}_item_vectors"} if aligned else {}
     paths, table = {"paths": "params:paths"}, {"items": "items", "dataset": f"params:datasets.{wiring.dataset}"}
     # The quality comes second: the report waits for it and then reads the figures.
     results = [f"{kind}.id_figures", quality]

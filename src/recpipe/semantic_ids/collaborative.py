@@ -35,7 +35,7 @@ from torch.nn import functional as F
 from recpipe.semantic_ids.autoencoder import LearnedCodebooks, Losses, kmeans
 from recpipe.semantic_ids.quantizer import ItemVectors, squared_distances
 
-HELD_OUT_BATCH = 512  # items that are told apart in the held-out InfoNCE
+HELD_OUT_BATCH = 512  # items that the held-out InfoNCE compares
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ class Client(asyncio.Protocol):
         self.request, self.started = 0, 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Send the first request of this connection."""
         self.transport = transport
         self.run.next(self)
 
@@ -65,6 +66,7 @@ class Client(asyncio.Protocol):
         self.transport.write(self.run.requests[request])  # type: ignore[attr-defined]
 
     def data_received(self, data: bytes) -> None:
+        """Collect an answer, and report it when it is complete."""
         self.buffer += data
         if self.missing < 0:
             end = self.buffer.find(HEAD_END)
@@ -79,6 +81,7 @@ class Client(asyncio.Protocol):
             self.run.done(self, ok, body)
 
     def connection_lost(self, _: Exception | None) -> None:
+        """Report the request in progress as failed."""
         self.run.lost(self)
 
 

@@ -15,20 +15,25 @@ class Lists(litserve.LitAPI):
     """Lists in batches, with the batching of LitServe."""
 
     def setup(self, device: str) -> None:
+        """Load the bundle of the command line."""
         import recpipe
 
         self.model = recpipe.load_bundle(sys.argv[1])
 
     def decode_request(self, request: dict[str, Any]) -> tuple[str, list[str]]:  # LitServe reads these types
+        """Return user and history."""
         return request["user_id"], request["items"]
 
     def batch(self, inputs: list[Any]) -> list[Any]:
+        """Return the requests as they are."""
         return inputs
 
     def unbatch(self, output: list[Any]) -> list[Any]:
+        """Return the lists as they are."""
         return output
 
     def predict(self, users: list[tuple[str, list[str]]]) -> list[dict[str, Any]]:
+        """Make the lists of a batch of users."""
         table = self.model.recommend({str(n): items for n, (_, items) in enumerate(users)}, K)
         lists: list[dict[str, Any]] = [{"user_id": user, "items": []} for user, _ in users]
         for row in table.select(["user_id", "rank", "item_id", "title", "score", "probability"]).to_pylist():
@@ -36,6 +41,7 @@ class Lists(litserve.LitAPI):
         return lists
 
     def encode_response(self, output: dict[str, Any]) -> dict[str, Any]:
+        """Return a list in the layout of recpipe's service."""
         return {"lists": [output]}
 
 

@@ -43,6 +43,7 @@ class MaximumBatches(TrainingBatches):
     """The same steps with rows padded to ``WINDOW``, in parts of about ``TOKENS`` positions."""
 
     def gather(self, data: DeviceSequences, part: np.ndarray) -> Batch:
+        """Assemble a part, padded to ``WINDOW`` + 1 columns."""
         batch = data.batch(part)
         return batch.pad(WINDOW + 1 - batch.items.shape[1])
 

@@ -113,12 +113,14 @@ class WholeFile:
     _part: Path | None = None
 
     def load(self) -> Any:
+        """Check the digest and load. Raises DigestError for a damaged file."""
         stock: Any = super()
         if self.has_digest:
             verified(Path(stock._get_load_path()))
         return unwrapped(stock.load)(self)
 
     def save(self, data: Any) -> None:
+        """Write a temporary file and rename it."""
         stock: Any = super()
         with atomic_file(Path(stock._get_save_path()), digest=self.has_digest) as part:
             self._part = part

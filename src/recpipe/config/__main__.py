@@ -21,7 +21,7 @@ VALUE_WIDTH = 40  # characters; longer values push their origin to the right
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the values; return 1 after an error, which is one line."""
+    """Print the values; return 1 after an error (ConfigError), which is one line."""
     options = _parser().parse_args(arguments)
     try:
         overrides = parse_overrides(options.params)

@@ -80,7 +80,7 @@ class EnsembleConfig(Block):
         return list(split_names(self.members))
 
     def member_weights(self) -> str | list[float]:
-        """``valid``, ``adaptive``, ``equal`` or a number per member."""
+        """``valid``, ``adaptive``, ``equal`` or a number per member. Raises ConfigError for anything else."""
         if self.weights in ("valid", "adaptive", "equal"):
             return str(self.weights)
         try:

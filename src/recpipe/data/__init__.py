@@ -1,0 +1,1 @@
+"""Logs, cleaning and sampling, splits, sequences, and batches of them."""

@@ -135,7 +135,7 @@ class PackedBatches(TrainingBatches):
     """The steps of ``TrainingBatches`` with the same users, packed into rows of at most ``size`` events.
 
     A row contains all but the last event of its users; the next item of every event is stored beside it. Users are not
-    split. Raises ValueError if the longest does not fit a row.
+    split. ``lengths`` (U,) are events per user. Raises ValueError if the longest does not fit a row.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class PackedBatches(TrainingBatches):
         self.size = size
 
     def micro_batches(self, users: np.ndarray) -> list[list[PackedRows]]:  # type: ignore[override]
-        """Pack a step into rows, and return this rank's rows as one part per micro-batch."""
+        """Pack a step of ``users`` (n,) into rows, and return this rank's rows as one part per micro-batch."""
         packed = pack_rows(users, self.lengths[users] - 1, self.size)
         if self.share.cells == 1:
             return [[packed]]
@@ -165,11 +165,15 @@ class PackedBatches(TrainingBatches):
         return [[packed.select(np.sort(rows))] if len(rows) else [] for rows in shares]
 
     def gather(self, data: DeviceSequences, part: PackedRows) -> Batch:  # type: ignore[override]
+        """Assemble a part as a batch of packed rows (R, W) on the device of ``data``."""
         return data.pack(part.users, part.row, part.start, part.segment, shape=(len(part), part.width))
 
 
 def length_buckets(lengths: np.ndarray, rows: np.ndarray, tokens: int) -> list[np.ndarray]:
-    """Sort ``rows`` by length, longest first, and cut them where the padded size would exceed ``tokens``."""
+    """Sort ``rows`` (n,) by length, longest first, and cut them where the padded size would exceed ``tokens``.
+
+    ``lengths`` (U,) are events per user; each bucket is an array (m,) of rows.
+    """
     rows = rows[np.argsort(lengths[rows], kind="stable")][::-1]
     batches = []
     while len(rows):

@@ -83,7 +83,10 @@ def _spark(engine: Mapping[str, Any]) -> BaseBackend:
 
 
 def spark_session(engine: Mapping[str, Any]) -> Any:
-    """Open the Spark session of the process, whose settings are those of the first ``engine``."""
+    """Open the Spark session of the process, whose settings are those of the first ``engine``.
+
+    Raises ValueError without pyspark or Java, and for a memory_limit that cannot be parsed.
+    """
     try:
         from pyspark import SparkConf
         from pyspark.sql import SparkSession

@@ -82,7 +82,7 @@ class Column:
         return encoded
 
     def missing(self, n: int) -> np.ndarray:
-        """Encode n rows without a value."""
+        """Encode n rows without a value: zeros (n, values per row), or (n, 2) for a number."""
         return np.zeros((n, self.per_row), np.int32) if self.categorical else np.zeros((n, 2), np.float32)
 
     def to_dict(self) -> dict[str, Any]:

@@ -18,9 +18,9 @@ LONG_TEXT = 200  # characters of an item on average, from which on a column is l
 
 
 def item_columns(items: pa.Table, ids: Sequence[str] | np.ndarray) -> pa.Table | None:
-    """Return the columns of ``items`` for bundles, a row for each id, null where ``items`` lacks it; None without any.
+    """Return the columns of ``items`` for bundles, a row for each of ``ids`` (I,), null where ``items`` lacks it.
 
-    Columns of long text and of nested values beyond lists are left out and logged.
+    Columns of long text and of nested values beyond lists are left out and logged. None without any column.
     """
     omitted = {name: reason for name in items.column_names if (reason := _omission(name, items[name]))}
     if reasons := [f"{name} ({reason})" for name, reason in omitted.items() if name not in OWN_COLUMNS]:
@@ -32,7 +32,7 @@ def item_columns(items: pa.Table, ids: Sequence[str] | np.ndarray) -> pa.Table |
 
 
 def current_item_columns(items: pa.Table, ids: Sequence[str] | np.ndarray, *, where: str) -> pa.Table | None:
-    """Return `item_columns` of a table of current values, of which unknown items are left out.
+    """Return `item_columns` (I rows, for ``ids`` (I,)) of a table of current values, without unknown items.
 
     Raises ValueError, which begins with ``where``, without a column item_id, for ids that stand there twice, and where
     no id is known.

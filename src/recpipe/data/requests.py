@@ -65,7 +65,10 @@ class RequestFile:
         read_verified(self.path, [])
 
     def reader_options(self, con: ibis.BaseBackend) -> tuple[files.Options, dict[str, str]]:
-        """Return the options of the reader without ``columns``, and the column of the file by role."""
+        """Return the options of the reader without ``columns``, and the column of the file by role.
+
+        Raises ValueError for columns that the file lacks.
+        """
         for name in self.options:
             check_known(name, OPTIONS, what="option in recommend.options")
         inherited = {key: value for key, value in self.log.items() if key in OPTIONS and key != "extra_columns"}

@@ -111,7 +111,10 @@ def _error(error: Mapping[str, Any]) -> str:
 def duplicates(
     log: EventLog, *, keep: Literal["first", "last", "none"] = "first", by: tuple[str, ...] = ("user_id", "item_id")
 ) -> EventLog:
-    """Keep the first, the last or none of the events with equal values in the columns ``by``."""
+    """Keep the first, the last or none of the events with equal values in the columns ``by``.
+
+    Raises ValueError for columns that the log lacks.
+    """
     rows = log.rows
     missing = [name for name in by if name not in rows.columns]
     if missing or not by:
@@ -146,7 +149,10 @@ def where(log: EventLog, *, condition: Condition) -> EventLog:
 
 
 def min_rating(log: EventLog, *, at_least: float) -> EventLog:
-    """Keep events with a rating of at least ``at_least``; events without a rating are dropped."""
+    """Keep events with a rating of at least ``at_least``; events without a rating are dropped.
+
+    Raises ValueError for a log without ratings.
+    """
     rows = log.rows
     if "rating" not in rows.columns:
         raise ValueError(
@@ -160,7 +166,8 @@ def time_window(
 ) -> EventLog:
     """Keep events from ``start`` (inclusive) to ``end`` (exclusive); events without a time are dropped.
 
-    Both are ISO dates or times, UTC without an offset, or seconds since 1970.
+    Both are ISO dates or times, UTC without an offset, or seconds since 1970. Raises ValueError without either, and for
+    a start that is not before the end.
     """
     lower, upper = _seconds(start), _seconds(end)
     if lower is None and upper is None:
@@ -186,7 +193,10 @@ def min_events(log: EventLog, *, users: PositiveInt) -> EventLog:
 
 
 def k_core(log: EventLog, *, users: PositiveInt = 1, items: PositiveInt = 1) -> EventLog:
-    """Keep the largest sublog with at least ``users`` events per user and ``items`` events per item."""
+    """Keep the largest sublog with at least ``users`` events per user and ``items`` events per item.
+
+    Raises ValueError if neither is above 1.
+    """
     if users == items == 1:
         raise ValueError("k_core: give users, items or both, at least 2, as in {step: k_core, users: 5, items: 5}")
     core_users, core_items = materialize(log.users.filter(log.users.events >= users)), log.items
@@ -238,7 +248,7 @@ def sessions(log: EventLog, *, gap: Gap) -> EventLog:
     """Cut every user into sessions at pauses longer than ``gap``: seconds, or 30m, 2h, 1d.
 
     The user ids of the sessions are ``user#1``, ``user#2``, … in order of time; users of the users file are joined to
-    all of their sessions.
+    all of their sessions. Raises ValueError for events without a timestamp.
     """
     rows = log.rows
     if untimed := single_row(rows.aggregate(rows=rows.timestamp.isnull().sum()))["rows"]:
@@ -336,7 +346,10 @@ def random_rows(log: EventLog, *, share: Share, seed: StrictInt) -> EventLog:
 
 
 def systematic(log: EventLog, *, every: PositiveInt, offset: NonNegativeInt = 0) -> EventLog:
-    """Keep every ``every``-th event in source order, beginning with number ``offset`` (0-based)."""
+    """Keep every ``every``-th event in source order, beginning with number ``offset`` (0-based).
+
+    Raises ValueError unless ``offset`` is below ``every``.
+    """
     if offset >= every:
         raise ValueError(f"systematic: offset {offset} must be smaller than every {every}")
     rows = log.rows
@@ -350,7 +363,8 @@ def stratified(
     """Keep the same share of every stratum, rounded to the nearest integer, at least one row.
 
     ``by`` is a column of the log, or ``user_activity``: ``strata`` groups of equally many users by number of events.
-    ``of: users`` samples complete histories instead of rows and needs ``user_activity``.
+    ``of: users`` samples complete histories instead of rows and needs ``user_activity``. Raises ValueError for another
+    ``by``, and for ``of: users`` with another than user_activity.
     """
     if by == "user_activity":
         order = [log.users.events, log.users.user_id]

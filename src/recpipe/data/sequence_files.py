@@ -148,7 +148,10 @@ class SequenceWriter:
         return self
 
     def append(self, **values: np.ndarray) -> None:
-        """Append a chunk (n,) of every column, in the order of users; columns of targets have a length of their own."""
+        """Append a chunk (n,) of every column, in the order of users; columns of targets have a length of their own.
+
+        Raises ValueError for other columns than those of the writer.
+        """
         if values.keys() != self._types.keys():
             raise ValueError(f"a chunk has the columns {', '.join(values)} instead of {', '.join(self._types)}")
         for name, chunk in values.items():

@@ -176,7 +176,7 @@ class EventFiles:
                 Path(file.name).unlink(missing_ok=True)
 
     def append(self, values: Mapping[str, np.ndarray]) -> None:
-        """Append the values of some events, arrays of equal length; all calls have the same names and types."""
+        """Append the values of some events, arrays (n,) of equal length; all calls have the same names and types."""
         for name, array in values.items():
             if name not in self._files:
                 self._files[name] = temporary_path(self._folder / name, "part").open("wb")

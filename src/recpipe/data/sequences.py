@@ -91,7 +91,7 @@ class Sequences:
         return np.diff(self.offsets)
 
     def row(self, user: int) -> np.ndarray:
-        """Return the item indices of one user, oldest first."""
+        """Return the item indices (n,) of one user, oldest first."""
         return self.items[self.offsets[user] : self.offsets[user + 1]]
 
     def slice(self, start: int, stop: int) -> Sequences:
@@ -269,7 +269,10 @@ class Fold:
         return np.concatenate([np.zeros(0, bool), *map(_seen_targets, parts, targets)])
 
     def with_query_times(self, protocol: Protocol) -> Fold:
-        """Set query times to those of first targets, None unless ``protocol.time`` is query, which needs timestamps."""
+        """Set query times to those of first targets, None unless ``protocol.time`` is query.
+
+        Raises ValueError if ``protocol.time`` is query and the data set has no timestamps.
+        """
         if protocol.time != "query":
             return replace(self, histories=replace(self.histories, query_times=None))
         times = self.targets.timestamps
@@ -314,7 +317,10 @@ def _seen_targets(histories: Sequences, targets: Sequences) -> np.ndarray:
 
 
 def row_ranges(offsets: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Yield ranges [start, stop) of rows with at most ``EVENTS_AT_ONCE`` events by ``offsets``, or of one row."""
+    """Yield ranges (start, stop) of rows with at most ``EVENTS_AT_ONCE`` events, or of one row.
+
+    ``offsets`` (U + 1,) are those of a ``Sequences``.
+    """
     start = 0
     while start < len(offsets) - 1:
         stop = int(np.searchsorted(offsets, offsets[start] + EVENTS_AT_ONCE, side="right")) - 1

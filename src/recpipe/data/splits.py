@@ -177,7 +177,10 @@ def _parts(sequences: Sequences, protocol: Protocol, held_out: np.ndarray) -> It
 
 
 def held_out_items(vocabulary: Vocabulary | None, protocol: Protocol) -> np.ndarray:
-    """Choose the items (n,) that ``protocol`` holds out, by a hash of their ids, independent of other items."""
+    """Choose the items (n,) that ``protocol`` holds out, by a hash of their ids, independent of other items.
+
+    Raises ValueError without a vocabulary to choose from.
+    """
     if not protocol.held_out_items:
         return NO_ITEMS
     if vocabulary is None:

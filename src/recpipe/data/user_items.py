@@ -35,7 +35,7 @@ class UserItems:
 
     @classmethod
     def of_lists(cls, lists: Sequence[NDArray[np.integer]]) -> UserItems:
-        """Build from an array of items for each user."""
+        """Build from an array of items (n,) for each user."""
         offsets = np.cumsum([0, *map(len, lists)]).astype(np.int64)
         items = np.concatenate(lists) if len(lists) else np.zeros(0, np.int64)
         return cls(offsets, items.astype(np.int64))
@@ -78,5 +78,5 @@ Candidates = Tensor | UserItems
 
 
 def candidates_of(candidates: Candidates | None, rows: NDArray[np.integer]) -> Candidates | None:
-    """Return the candidates of the users ``rows``."""
+    """Return the candidates of the users ``rows`` (m,)."""
     return candidates.select(rows) if isinstance(candidates, UserItems) else candidates

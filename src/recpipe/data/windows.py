@@ -88,7 +88,10 @@ class Windows:
         return _positions(self.start, self.stop)
 
     def targets(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the training targets as ``events``: of ``is_target``, all but the first event or the context."""
+        """Yield the training targets as ``events`` does, both (n,).
+
+        They are the events of ``is_target``, or all but the first event or the context of each window.
+        """
         first = self.start + (1 if self.context is None else np.maximum(self.context, 1))
         for window, place in _positions(np.minimum(first, self.stop), self.stop):
             if self.sequences.is_target is None:

@@ -73,7 +73,10 @@ def popularity_of_targets(targets: np.ndarray, events: np.ndarray) -> dict[str, 
 
 
 def popularity_curve(targets: np.ndarray, events: np.ndarray) -> dict[str, list[float]] | None:
-    """Return cumulative shares of targets and of training events over the share of items, most popular first."""
+    """Return cumulative shares of targets and of training events over the share of items, most popular first.
+
+    ``targets`` (N,) count from 1; ``events`` (I,) are training events per item. None without targets or events.
+    """
     if not len(targets) or not events.any():
         return None
     order = np.argsort(-events, kind="stable")

@@ -62,7 +62,10 @@ class ContentSlots:
         return replace(ranking, items=items, rank=rank, scores=scores)
 
     def cold_lists(self, histories: Sequences, train_events: np.ndarray, k: int, *, exclude_seen: bool) -> np.ndarray:
-        """List the ``k`` items without ``train_events`` (I,) nearest to each user (U, k); 0 for none and no vector."""
+        """List the ``k`` items without ``train_events`` (I,) nearest to each user (U, k); 0 for none and no vector.
+
+        Raises ValueError if no item has a vector and no training event.
+        """
         model = self.content.model
         assert isinstance(model, ContentKNN)
         present, cold = model.present.cpu().numpy(), np.concatenate([[False], train_events == 0])

@@ -134,6 +134,8 @@ class Ensemble(Scorer):
 
     @dataclasses.dataclass(frozen=True)
     class Config:
+        """``method``: rrf, zscore or softmax. ``weights``: one per member, none negative. ``constant`` of rrf."""
+
         method: str = "rrf"
         weights: Weights = ()  # one per member, none negative
         constant: float = 60.0
@@ -171,9 +173,11 @@ class Ensemble(Scorer):
 
     @property
     def searches(self) -> bool:
+        """Whether every member makes lists by a search."""
         return all(member.searches for member in self.members)
 
     def items_with_ids(self) -> np.ndarray:
+        """Mark the items (I,) that some member can recommend."""
         return np.asarray(np.any([member.items_with_ids() for member in self.members], axis=0))
 
     def weighted(self, weights: Sequence[float]) -> Ensemble:
@@ -188,6 +192,7 @@ class Ensemble(Scorer):
 
     @property
     def requires_time(self) -> str:
+        """The latest time that a member reads, of ``protocol.time``."""
         return max((member.requires_time for member in self.members), key=TIME_CHOICES.index)
 
     def needs_fallback(self, histories: Sequences) -> np.ndarray:
@@ -196,6 +201,7 @@ class Ensemble(Scorer):
         return np.asarray(masks.all(axis=0))
 
     def score(self, batch: Batch) -> Tensor:
+        """Raise TypeError: members have different batches; use ``score_batches``, which yields scores (B, I + 1)."""
         raise TypeError("members of an ensemble have different batches: use `score_batches`")
 
     @torch.inference_mode()

@@ -48,7 +48,10 @@ class Lists:
 
     @classmethod
     def of(cls, recommendations: pa.Table, item_ids: NDArray[np.object_], k: int) -> Lists:
-        """Read a table with user_id, rank and item_id. Raises ValueError for items of another catalogue."""
+        """Read a table with user_id, rank and item_id; ``item_ids`` (I,).
+
+        Raises ValueError for items of another catalogue.
+        """
         table = recommendations.filter(pc.less_equal(recommendations["rank"], k))
         users = table["user_id"].cast(pa.string()).combine_chunks().dictionary_encode()
         place = pc.index_in(table["item_id"].cast(pa.string()), pa.array(item_ids, pa.string()))
@@ -101,8 +104,8 @@ def novelty(lists: Lists, popularity: Popularity) -> float:
 def serendipity(lists: Lists, popularity: Popularity, ranks: pa.Table, item_ids: NDArray[np.object_]) -> float:
     """Compute how much earlier hits stand than in an order by popularity, averaged over places, then users.
 
-    A hit at place r gains max(0, (q - r) / I), where its number of training events is the q-th highest value, and
-    (I + 1 - r) / I if it has no training events.
+    A hit at place r gains max(0, (q - r) / I), where its number of training events is the q-th highest value, and (I +
+    1 - r) / I if it has no training events. ``item_ids`` (I,) are the ids of the catalogue.
     """
     n_items = len(item_ids)
     levels, level = np.unique(popularity.events, return_inverse=True)
@@ -149,7 +152,7 @@ def diversity(lists: Lists, vectors_ID: Floats | VectorRows, present_I: NDArray[
 
 
 def gini(counts: NDArray[np.integer]) -> float | None:
-    """Compute the Gini index of counts per item: 0 for equal counts, near 1 where few items have all."""
+    """Compute the Gini index of counts per item (I,): 0 for equal counts, near 1 where few items have all."""
     n, total = len(counts), counts.sum()
     if total == 0:
         return None
@@ -157,7 +160,10 @@ def gini(counts: NDArray[np.integer]) -> float | None:
 
 
 def divergence(counts: NDArray[np.integer], events: NDArray[np.integer]) -> float | None:
-    """Compute the Jensen-Shannon divergence of recommendations and training events in bits, 0 to 1; Lin 1991."""
+    """Compute the Jensen-Shannon divergence of recommendations and training events in bits, 0 to 1; Lin 1991.
+
+    Both are counts per item (I,). None where either is empty.
+    """
     if counts.sum() == 0 or events.sum() == 0:
         return None
     p, q = counts / counts.sum(), events / events.sum()

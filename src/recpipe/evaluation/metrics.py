@@ -175,7 +175,10 @@ def _check_cutoffs(cutoffs: Sequence[int]) -> None:
 
 
 def coverage(items: NDArray[np.integer], *, catalogue: int, cutoffs: Sequence[int]) -> dict[str, float]:
-    """Compute the share of the catalogue in the top k of any user; `items` (U, K) counts from 1, 0 is none."""
+    """Compute the share of the catalogue in the top k of any user; `items` (U, K) counts from 1, 0 is none.
+
+    Raises ValueError for fewer columns than the largest cut-off, and for indices outside of the catalogue.
+    """
     _check_cutoffs(cutoffs)
     if items.ndim != 2 or items.shape[1] < max(cutoffs):
         raise ValueError(f"items has shape {items.shape}; coverage@{max(cutoffs)} needs (users, ≥ {max(cutoffs)})")

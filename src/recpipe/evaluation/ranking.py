@@ -90,7 +90,8 @@ def rank_fold(
 ) -> Ranking:
     """Rank every target of ``fold`` in the full catalogue, and list the best ``k`` items of each user.
 
-    ``candidates`` (I + 1,) bool restricts the catalogue. Raises ValueError for NaN scores.
+    ``candidates`` (I + 1,) bool restricts the catalogue. Raises ValueError for NaN scores. Raises TypeError for a model
+    that neither scores nor generates.
     """
     if isinstance(model, Generator):
         return _rank_lists(model, fold, exclude_seen=exclude_seen, k=k, candidates=candidates)

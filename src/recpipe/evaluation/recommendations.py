@@ -48,7 +48,8 @@ def recommendations_table(
     `items` (U, K) index `item_ids` from 1; 0 leaves no row. `scores` (U, K) are logits, `log_normalizer` (U,) the log
     of the sum of exp(score) over all candidates of the user; without it the probability is null. `titles` has `item_id`
     and `title`, by default the id. The source is `model`, `cold_users` for the users `cold` (U,), and `content_slots`
-    for items whose score is NaN, which have neither logit nor probability.
+    for items whose score is NaN, which have neither logit nor probability. Raises ValueError for arrays of different
+    lengths, and for indices without an item id.
     """
     if items.shape != scores.shape or items.ndim != 2 or len(items) != len(users):
         raise ValueError(f"{len(users)} users, items {items.shape} and scores {scores.shape} do not belong together")
@@ -126,7 +127,7 @@ def submission_csv(
     """Write the submission as CSV text; fields with the delimiter, a quote or a line break are quoted.
 
     Files with a row per user have exactly `users` in this order, also those without a list, by default the users of
-    `recommendations`. Their separator is chosen for `item_ids`, by default the items of `recommendations`. Raises
+    `recommendations`. Their separator is chosen for `item_ids` (I,), by default the items of `recommendations`. Raises
     SeparatorError where ids contain it.
     """
     ids = recommendations["item_id"] if item_ids is None else pa.array(item_ids, pa.string())
@@ -155,7 +156,7 @@ class SubmissionWriter:
             self._csv.writerow(layout.columns.values())
 
     def append(self, recommendations: pa.Table, *, users: Sequence[str] | NDArray[Any] | pa.Array | Ids) -> None:
-        """Append lists of some users; a file with a row per user gets one for each of ``users``, in this order."""
+        """Append lists of some users (U,); a file with a row per user gets one for each of ``users``, in this order."""
         table = recommendations.filter(pc.less_equal(recommendations["rank"], self.layout.top))
         rows: Iterable[Sequence[Any]]
         if self.layout.one_row_per == "user":

@@ -88,7 +88,7 @@ def popularity_groups(train_events: NDArray[np.integer]) -> Codes:
 
 
 def length_groups(lengths: NDArray[np.integer]) -> Codes:
-    """Return the index into `length_names` of each history length."""
+    """Return the index into `length_names` of each history length, both (U,)."""
     return np.searchsorted(LENGTHS, lengths, side="right") - 1
 
 

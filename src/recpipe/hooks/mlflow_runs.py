@@ -101,7 +101,10 @@ class MlflowRuns:
             )
 
     def start(self, conf: dict[str, Any], project: Path, tags: dict[str, str]) -> None:
-        """Open the parent run in the experiment of the data set."""
+        """Open the parent run in the experiment of the data set.
+
+        Raises DeletedExperimentError if that was deleted in MLflow.
+        """
         from mlflow import MlflowClient
 
         uri = tracking_uri(conf["tracking_uri"], project)

@@ -91,7 +91,10 @@ class TrackingHooks:
             raise ConfigError("the pipeline register needs MLflow, which ParallelRunner does not have: omit --runner")
 
     def model_run(self, model: str) -> tuple[str, str]:
-        """Return tracking URI and id of the run of ``model``, for the pipeline register."""
+        """Return tracking URI and id of the run of ``model``, for the pipeline register.
+
+        Raises TrackingError if the command is not tracked.
+        """
         if (runs := self._started_runs()) is None:
             raise TrackingError("no command is being tracked")
         run_id = runs.run_id(model)  # raises first where the store does not open
@@ -134,7 +137,10 @@ class TrackingHooks:
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, data: Any, node: Node) -> None:
-        """Log an output as its `metadata.mlflow` in the catalog says."""
+        """Log an output as its `metadata.mlflow` in the catalog says.
+
+        Raises ValueError for a kind that does not exist.
+        """
         if (runs := self._runs) is None:
             return
         dataset = self._catalog.get(dataset_name)

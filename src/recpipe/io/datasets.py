@@ -51,6 +51,7 @@ class IngestManifestDataset(JSONDataset):
         self._tables = Path(tables["path"])
 
     def save(self, data: Any) -> None:
+        """Write the manifest of the ingest, then that of its tables."""
         unwrapped(super().save)(self, data)
         files = {path.name: path for name in INGEST_TABLES if (path := self._tables / f"{name}.parquet").is_file()}
         with atomic_file(self._tables / MANIFEST, digest=False) as part:
@@ -76,7 +77,7 @@ class LazyParquetDataset(AbstractDataset[Any, Any]):
     """An Ibis table as a Parquet file that is written by streaming, never completely in memory.
 
     `load_as: path` loads the path of the file; `load_as: table` an unread Ibis table on a DuckDB of its own, whose
-    memory_limit, threads and spill_folder are in `engine`.
+    memory_limit, threads and spill_folder are in `engine`. Raises DatasetError for another `load_as`.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class LazyParquetDataset(AbstractDataset[Any, Any]):
         return {"filepath": str(self._filepath), "load_as": self._load_as, "engine": self._engine}
 
     def load(self) -> Any:
+        """Return the path or the table; DatasetError without the file, DigestError for a damaged one."""
         if not self._exists():
             command = f"kedro run --pipelines=ingest --params dataset={self._filepath.parent.name}"
             raise DatasetError(f"{self._filepath} does not exist; `{command}` writes it")
@@ -108,6 +110,7 @@ class LazyParquetDataset(AbstractDataset[Any, Any]):
         return read_parquet(self._filepath, self._engine)
 
     def save(self, data: Any) -> None:
+        """Write an Ibis table. Raises DatasetError for anything else."""
         import ibis.expr.types as ir
 
         from recpipe.data.engines import write_parquet
@@ -143,7 +146,10 @@ CLASSES = {
 
 
 class ObjectDataset(AbstractDataset[Any, Any]):
-    """One object of the library in one file: `holds: sequences` is a `recpipe.data.sequences.Sequences`."""
+    """One object of the library in one file: `holds: sequences` is a `recpipe.data.sequences.Sequences`.
+
+    Raises DatasetError for a kind of object that is not in ``CLASSES``.
+    """
 
     def __init__(self, *, filepath: str, holds: str, metadata: Metadata = None) -> None:
         if holds not in CLASSES:
@@ -158,9 +164,11 @@ class ObjectDataset(AbstractDataset[Any, Any]):
         return getattr(import_module(module), name)
 
     def load(self) -> Any:
+        """Read the object by the class method ``read`` of its class."""
         return self._class().read(self._filepath)
 
     def save(self, data: Any) -> None:
+        """Write the object by its method ``write``. Raises DatasetError for an object of another class."""
         if not isinstance(data, self._class()):
             raise DatasetError(f"this entry holds {CLASSES[self._holds]}, not {type(data).__name__}")
         self._filepath.parent.mkdir(parents=True, exist_ok=True)
@@ -208,6 +216,7 @@ class BundleDataset(LatestVersion, AbstractVersionedDataset[Any, Any]):
         return {"filepath": str(self._filepath), "device": self._device, "version": self._version}
 
     def load(self) -> Any:
+        """Load the bundle on its device; None if ``optional`` and absent. Raises DatasetError without a bundle."""
         from recpipe.training.bundle import load_bundle
 
         folder = Path(self._filepath)
@@ -221,6 +230,7 @@ class BundleDataset(LatestVersion, AbstractVersionedDataset[Any, Any]):
         return load_bundle(Path(self._get_load_path()), device=self._device, accelerate=self._accelerate)
 
     def save(self, data: Any) -> None:
+        """Write the curves and the bundle as a new version, then remove the checkpoints of the training."""
         from recpipe.training.bundle import curve_table, save_bundle
 
         if self._curves is not None:
@@ -250,11 +260,13 @@ class QuantizerDataset(AbstractDataset[Any, Any]):
         return {"filepath": str(self._filepath)}
 
     def load(self) -> Any:
+        """Load the quantizer."""
         from recpipe.semantic_ids.quantizer import load_quantizer
 
         return load_quantizer(self._filepath)
 
     def save(self, data: Any) -> None:
+        """Write the quantizer in place of an earlier one."""
         from recpipe.semantic_ids.quantizer import save_quantizer
 
         with atomic_folder(self._filepath) as folder:
@@ -297,9 +309,11 @@ class EvaluationDataset(LatestVersion, AbstractVersionedDataset["Evaluation", di
         return {"filepath": str(self._filepath), "output": str(self._output), "version": self._version}
 
     def load(self) -> dict[str, Any]:
+        """Return the content of metrics.json. Raises DigestError for a damaged file."""
         return dict(json.loads(verified(Path(self._get_load_path()), EVALUATE).read_text(encoding="utf-8")))
 
     def save(self, data: Evaluation) -> None:
+        """Write ranks, lists and the submission, then metrics.json."""
         import pyarrow.parquet as pq
 
         metrics, name = Path(self._get_save_path()), "test_recommendations.parquet"
@@ -346,12 +360,14 @@ class FiguresDataset(AbstractDataset[dict[str, "Figure"], dict[str, "Figure"]]):
         return self._path / f"{name}{self._suffix}"
 
     def load(self) -> dict[str, Figure]:
+        """Return all figures of the folder by name. Raises DigestError for a damaged file."""
         import plotly.io
 
         files = sorted(self._path.glob(f"*{self._suffix}"))
         return {file.name.removesuffix(self._suffix): plotly.io.read_json(verified(file)) for file in files}
 
     def save(self, data: dict[str, Figure]) -> None:
+        """Write each figure to its file."""
         for name, figure in data.items():
             with atomic_file(self.file(name)) as part:
                 part.write_text(figure.to_json(), encoding="utf-8")
@@ -380,6 +396,7 @@ class RunsDataset(AbstractDataset[dict[str, Any], "RunStore"]):
         return {name: str(folder) for name, folder in self._folders.items()}
 
     def load(self) -> RunStore:
+        """Return the store of all runs on disk and of those saved in this process."""
         from recpipe.reporting.run_store import RunStore
 
         if self._store is None:
@@ -387,6 +404,7 @@ class RunsDataset(AbstractDataset[dict[str, Any], "RunStore"]):
         return self._store
 
     def save(self, data: dict[str, Any]) -> None:
+        """Add metrics by run key."""
         self._results |= data
         self._store = None
 

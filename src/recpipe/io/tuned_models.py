@@ -26,9 +26,11 @@ class TunedModelDataset(AbstractDataset[Any, Any]):
         check_writable(self._filepath)
 
     def load(self) -> Any:
+        """Return the content of the conf file."""
         return read_yaml(self._filepath.read_text(encoding="utf-8"))
 
     def save(self, data: Any) -> None:
+        """Write the conf file. Raises ConfigError for a file that people wrote."""
         from recpipe.training.tuning.conf_file import write
 
         write(self._filepath, data)

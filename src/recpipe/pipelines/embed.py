@@ -52,7 +52,10 @@ def _encoder(modality: str, name: str, encoders: Encoders, kinds: Mapping[str, t
 def embed_text(
     items: DataFrame, dataset: DatasetConfig, embed: EmbedConfig, text_encoders: dict[str, Any], paths: DataPaths
 ) -> Embeddings:
-    """Embed the items' texts; the encoder is loaded only for texts that are not in the cache."""
+    """Embed the items' texts; the encoder is loaded only for texts that are not in the cache.
+
+    Raises ValueError for a data set without texts.
+    """
     from recpipe.content.embeddings import VectorFileConfig, embed_from_file
     from recpipe.content.item_texts import build_texts, clear_placeholder_texts, join_file
     from recpipe.content.text_embeddings import embed_texts
@@ -78,7 +81,10 @@ def embed_text(
 def embed_images(
     items: DataFrame, dataset: DatasetConfig, embed: EmbedConfig, image_encoders: dict[str, Any], paths: DataPaths
 ) -> tuple[DataFrame, Embeddings]:
-    """Embed the items' images; return also the quarantine of images that cannot be used."""
+    """Embed the items' images; return also the quarantine of images that cannot be used.
+
+    Raises ValueError for a data set without images.
+    """
     import polars as pl
 
     from recpipe.content import image_embeddings as images

@@ -215,7 +215,10 @@ def measure_context(
     context: schema.ContextConfig,
     config: RunConfig,
 ) -> dict[str, Any]:
-    """Measure how much of a history the model uses, on the validation fold, which it must not be trained on."""
+    """Measure how much of a history the model uses, on the validation fold, which it must not be trained on.
+
+    Raises ValueError for such a model.
+    """
     from recpipe.evaluation.context import context_study
 
     bundle = _with_search_settings(bundle, config)

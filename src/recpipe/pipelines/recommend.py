@@ -68,7 +68,10 @@ def recommend_to_users(
     config: RunConfig,
     **bundles: Any,
 ) -> BatchLists:
-    """Prepare lists of all requested users; ``bundles`` are those that the same command has just made."""
+    """Prepare lists of all requested users; ``bundles`` are those that the same command has just made.
+
+    Raises ConfigError if Spark is asked for and not set up.
+    """
     from recpipe.data.engines import check
     from recpipe.evaluation.recommendations import SubmissionLayout
     from recpipe.serving.batch import BatchJob

@@ -64,8 +64,8 @@ def pick_examples(
 ) -> list[Example]:
     """Draw users by ``seed``: half with a target in the first model's list, half without, or else the other kind.
 
-    ``ranks`` are of the first model in ``recommendations``. ``histories`` index ``item_ids`` from 1; ``items`` has the
-    columns item_id and title. ``history`` and ``k`` limit the events and places shown.
+    ``ranks`` are of the first model in ``recommendations``. ``histories`` index ``item_ids`` (I,) from 1; ``items`` has
+    the columns item_id and title. ``history`` and ``k`` limit the events and places shown.
     """
     names = _draw_users(ranks, histories, users=users, k=k, seed=seed)
     rows = pc.index_in(pa.array(names, pa.string()), histories.users.array).to_pylist()

@@ -42,6 +42,7 @@ class Run:
 
     @property
     def name(self) -> str:
+        """Model and seed, as in ``sasrec/seed_42``."""
         return f"{self.model}/seed_{self.seed}"
 
     @property
@@ -51,6 +52,7 @@ class Run:
 
     @property
     def protocol_id(self) -> str:
+        """Id of the protocol that it was evaluated under."""
         return str(self.protocol["id"])
 
     @property

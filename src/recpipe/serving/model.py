@@ -233,7 +233,7 @@ class ServingBundle(Bundle):
         return self.with_search_settings(settings).model if settings else self.model
 
     def lists_table(self, users: Sequence[str] | np.ndarray | Ids, lists: Lists) -> pa.Table:
-        """Return the table of ``recommend`` for the lists of ``users``."""
+        """Return the table of ``recommend`` for the lists of ``users`` (U,)."""
         row, column = np.nonzero(lists.items)
         items = lists.items[row, column]
         place = pa.array(items.astype(np.int64) - 1)
@@ -256,7 +256,7 @@ class ServingBundle(Bundle):
 
         The probability is among the whole catalogue, null for models without; items that the model cannot score, such
         as unknown ones, have neither. ``options``: ``timestamps``, ``profiles`` and ``now`` of ``recommend``. Raises
-        ValueError for candidates that are all unknown.
+        ValueError for candidates that are all unknown. Raises TypeError for other options.
         """
         sequences = self.sequences(histories, options.pop("timestamps", None), options.pop("profiles", None))
         now = options.pop("now", None)

@@ -32,12 +32,12 @@ class Places:
         return cls(np.zeros((users, k), np.int32), np.full((users, k), -np.inf, np.float32), np.zeros((users, k), bool))
 
     def counts(self, rows: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Count the items of the lists of ``rows``."""
+        """Count the items of the lists of ``rows`` (n,), as (n,)."""
         counts: NDArray[np.int64] = np.count_nonzero(self.items[rows], axis=1)
         return counts
 
     def taken(self, rows: NDArray[np.integer], rules: BundleRules) -> UserItems:
-        """Return the items of the lists of ``rows``, and all items of categories that are full."""
+        """Return the items of the lists of ``rows`` (n,), and all items of categories that are full."""
         user, place = np.nonzero(self.items[rows])
         items = self.items[rows][user, place].astype(np.int64)
         limit = rules.rules.max_per_category
@@ -55,7 +55,10 @@ class Places:
         return UserItems.of_pairs(user, items, len(rows))
 
     def fill(self, rows: NDArray[np.integer], pools: list[Ranking], rules: BundleRules) -> NDArray[np.integer]:
-        """Fill the lists of ``rows`` from their ``pools``; return the positions in ``rows`` that need other pools."""
+        """Fill the lists of ``rows`` (n,) from their ``pools``.
+
+        Returns the positions (m,) in ``rows`` of users that need other pools.
+        """
         pool = Pool.of(pools, rules, self.items[rows])
         is_full = np.stack([each.items[:, -1] > 0 for each in pools])  # a pool that may have left items out
         share = rules.rules.new_items

@@ -80,7 +80,7 @@ class Restrictions:
         return {"exclude_seen": self.exclude_seen, "candidates": self.candidates, "excluded": self.excluded}
 
     def select(self, rows: NDArray[np.integer]) -> Restrictions:
-        """Select the users ``rows``."""
+        """Select the users ``rows`` (m,)."""
         excluded = None if self.excluded is None else self.excluded.select(rows)
         return Restrictions(self.exclude_seen, candidates_of(self.candidates, rows), excluded)
 

@@ -23,7 +23,10 @@ def check_histories(histories: object) -> None:
 
 
 def item_indices(items: object, index: Mapping[str, int]) -> NDArray[np.int64]:
-    """Look up item ids in ``index``, 0 for unknown ones. Raises ValueError for other than texts, and without a list."""
+    """Look up item ids in ``index``, as (n,), 0 for unknown ones.
+
+    Raises ValueError for other than texts, and without a list.
+    """
     if isinstance(items, str) or not isinstance(items, Iterable):
         raise ValueError(f"item ids are {items!r}, of type {_type(items)}; give a list of texts")
     items = list(items)

@@ -82,7 +82,10 @@ class Rules:
 
     @classmethod
     def of(cls, rules: Rules | Mapping[str, Any] | None) -> Rules:
-        """Build from a mapping. Raises ConfigError for unknown keys and for values that are not allowed."""
+        """Build from a mapping.
+
+        Raises ValueError for anything but a mapping, ConfigError for unknown keys and values that are not allowed.
+        """
         if isinstance(rules, Rules):
             return rules
         if rules is not None and not isinstance(rules, Mapping):
@@ -127,7 +130,7 @@ class BundleRules:
 
     @classmethod
     def of(cls, rules: Rules, bundle: Bundle, *, vectors: Tensor | None = None) -> BundleRules:
-        """Resolve ``rules``; ``vectors``, see ``unit_vectors``, are needed for diversity.
+        """Resolve ``rules``; ``vectors`` (I + 1, D), see ``unit_vectors``, are needed for diversity.
 
         Raises ValueError for unknown columns and items, and where no item is left.
         """

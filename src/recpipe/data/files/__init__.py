@@ -1,0 +1,1 @@
+"""Raw files: fetching, archives, and rows of delimited, JSON and Parquet files as SQL sources."""

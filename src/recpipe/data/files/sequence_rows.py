@@ -18,7 +18,8 @@ def explode_sequences(
 
     A sequence is a list (Parquet, JSON) or text: ``1 2 3``, ``1,2,3``, ``[1, 2, 3]``, ``['a, b', 'c']``; with a
     delimiter, text is split only there. Without a user column, every row is a user, named by its number. A row that
-    cannot be parsed, or with another number of times than of items, becomes one bad row.
+    cannot be parsed, or with another number of times than of items, becomes one bad row. Raises ValueError if no column
+    is mapped to item_id.
     """
     if "item_id" not in mapping:
         raise ValueError(
@@ -57,7 +58,10 @@ def explode_sequences(
 
 
 def list_sql(column: str, source: Source, delimiter: str | None) -> str:
-    """Return SQL of a column's values as a list, null where text is not a list."""
+    """Return SQL of a column's values as a list, null where text is not a list.
+
+    Raises ValueError for a column that is neither text nor a list.
+    """
     sql, kind = identifier(column), source.types[column]
     if kind.endswith("[]"):
         return sql

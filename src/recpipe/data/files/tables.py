@@ -267,17 +267,20 @@ def _warn_of_repeats(con: ibis.BaseBackend, table: str, key: str, where: str, ha
 
 
 def check_encoding(con: ibis.BaseBackend, source: Source) -> None:
+    """Raise ValueError if lines of the source were rejected for their encoding."""
     if lines := count_rows(con, f"{source.rejects} WHERE error_type = 'INVALID ENCODING'"):
         raise ValueError(f"cannot read {source.where}: {lines} lines are not in the encoding expected. {ENCODING_HINT}")
 
 
 def create_view(con: ibis.BaseBackend, select: str) -> ibis.Table:
+    """Create a temporary view of a SELECT statement and return it as a table."""
     name = gen_name("source")
     con.raw_sql(f"CREATE TEMP VIEW {identifier(name)} AS {select}")
     return con.table(name)
 
 
 def count_rows(con: ibis.BaseBackend, selection: str, what: str = "*") -> int:
+    """Count the rows of ``selection``, SQL that follows FROM; ``what`` is counted where it is not null."""
     return int(con.raw_sql(f"SELECT count({what}) FROM {selection}").fetchall()[0][0])
 
 

@@ -194,7 +194,10 @@ def _null_table(source: VectorSource, name: str, rows: Indices, key: str) -> Ite
 
 
 def tsne(x_ND: Floats, seed: int) -> Floats:
-    """Compute a t-SNE map (N, 2); van der Maaten & Hinton 2008, from a PCA as Kobak & Berens, Nat. Commun. 2019."""
+    """Compute a t-SNE map (N, 2); van der Maaten & Hinton 2008, from a PCA as Kobak & Berens, Nat. Commun. 2019.
+
+    Raises ValueError for fewer than 4 items.
+    """
     from sklearn.manifold import TSNE
 
     if len(x_ND) < 4:

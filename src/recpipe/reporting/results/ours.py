@@ -72,6 +72,7 @@ class OurRow:
 
     @property
     def key(self) -> Key:
+        """Data set, protocol id, model, settings id and seeds, by which rows are stored."""
         return self.dataset, str(self.protocol["id"]), self.model, self.settings_id, self.seeds
 
     @property

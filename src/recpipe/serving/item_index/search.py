@@ -58,7 +58,8 @@ class SearchSettings:
 class ItemIndex:
     """Top-k search over ``vectors`` (I + 1, D) of items, row 0 padding, by ``index``; without one, exact.
 
-    Position i of ``index`` is item i + 1. Scores are products in float32, ordered as by ``layers.top_k``.
+    Position i of ``index`` is item i + 1. Scores are products in float32, ordered as by ``layers.top_k``. Raises
+    ValueError for an index of another catalogue.
     """
 
     def __init__(
@@ -190,8 +191,8 @@ def indexed_top_k(
 ) -> Lists:
     """Yield what ``model.top_k_batches`` yields, through the index of its vectors.
 
-    Users who need the fallback are scored exactly. There are no sums over the catalogue, so that no probability follows
-    from the scores.
+    ``candidates`` (I + 1,) bool restricts the catalogue. Users who need the fallback are scored exactly. There are no
+    sums over the catalogue, so that no probability follows from the scores.
     """
     k, all_excluded = min(k, model.n_items), UserItems.of_histories(histories) if exclude_seen else None
     if excluded is not None:

@@ -52,6 +52,7 @@ class ScoreGraph(nn.Module):
         self.model = model
 
     def forward(self, items: Tensor, lengths: Tensor, timestamps: Tensor | None = None) -> Tensor:
+        """Return float32 scores (B, I + 1)."""
         return self.model.score(Batch(items, lengths, timestamps)).float()
 
 

@@ -195,7 +195,10 @@ def _same(first: pa.Table, second: pa.Table) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Save the newest bundle of a run as an MLflow model; exit status 2 where that is not possible."""
+    """Save the newest bundle of a run as an MLflow model; exit status 2 where that is not possible.
+
+    Raises ValueError for a folder that exists.
+    """
     from recpipe.training.bundle_folders import newest_bundle
 
     parser = argparse.ArgumentParser(

@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint bench leaderboard results viz mlflow clean
+.PHONY: help demo serve test lint bench leaderboard results docs docs-serve viz mlflow clean
 
 PYTHON ?= python3
 VENV ?= $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
@@ -11,7 +11,7 @@ KEDRO := $(BIN)/kedro
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
 
 demo: $(VENV)/.stamp-recpipe  ## from the bundled log to compared recommenders, a few minutes on two cores
 	$(KEDRO) run
@@ -37,6 +37,12 @@ leaderboard: $(VENV)/.stamp-recpipe  ## the results tables of README.md, from ru
 results: $(VENV)/.stamp-recpipe  ## docs/results: published numbers beside ours, from runs on disk
 	$(BIN)/python -m recpipe.reporting.results
 
+docs: $(VENV)/.stamp-dev  ## the documentation site in site/, without a network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+docs-serve: $(VENV)/.stamp-dev  ## the site on http://127.0.0.1:8001, built again with every change
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --dev-addr 127.0.0.1:8001
+
 viz: $(VENV)/.stamp-dev  ## the pipelines as a picture, in the browser
 	$(KEDRO) viz run --host 127.0.0.1
 
@@ -44,7 +50,7 @@ mlflow: $(VENV)/.stamp-recpipe  ## the tracking UI on http://127.0.0.1:5000
 	$(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///mlflow.db
 
 clean:  ## remove .venv, caches and what runs wrote (raw data stays)
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis mlruns mlflow.db
+	rm -rf .venv site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis mlruns mlflow.db
 	find data -mindepth 2 -not -path 'data/01_raw/*' -not -name .gitkeep -delete
 
 $(BIN)/python:

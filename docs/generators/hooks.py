@@ -1,0 +1,39 @@
+"""Hooks of mkdocs: generated pages, navigation, links to files of the repository, pictures, formulas."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))  # mkdocs loads this file by its path
+
+from docs.generators import formulas, links, navigation, pictures, registry  # noqa: E402
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add generated pages and pages of repository files, then build the navigation."""
+    for uri, text in registry.generated_pages().items():
+        files.append(File.generated(config, uri, content=text))
+    if not config.repo_url:
+        texts = {file.src_uri: file.content_string for file in files.documentation_pages()}
+        for uri, text in links.file_pages(texts, ROOT).items():
+            files.append(File.generated(config, uri, content=text))
+    pages = [file.src_uri for file in files.documentation_pages() if not file.src_uri.startswith(links.FOLDER)]
+    config.nav = navigation.navigation(pages)
+    return files
+
+
+def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Point links to repository files at their pages; split ``<picture>`` by colour scheme."""
+    markdown = links.relink(markdown, page.file.src_uri, ROOT, repository_url=config.repo_url)
+    return pictures.by_scheme(markdown)
+
+
+def on_page_content(html: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turn formulas into MathML."""
+    return formulas.with_mathml(html)

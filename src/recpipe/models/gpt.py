@@ -1,7 +1,8 @@
 """GPT: Radford et al., Language Models are Unsupervised Multitask Learners (GPT-2), 2019, in nanoGPT's form.
 
 B batch, T time, D width, I items. Deviations from GPT-2:
-- No biases by default; exact GELU. Item embeddings times √D, without which it learns slowly (LOG.md).
+- No biases by default; exact GELU. Item embeddings times √D, without which it learns slowly
+  (docs/experiments/sasrec-and-bert4rec.md).
 - Dropout after the embeddings and on each branch, not on attention weights.
 - Users are the documents: packed into rows, positions restart and attention stays within a user.
 

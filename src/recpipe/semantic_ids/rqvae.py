@@ -7,7 +7,7 @@ to the residual of levels 1 .. l-1; the decoder gets the sum of the codes. Loss 
 PQ-VAE, for models that predict all codes at once (Parallel TIGER): every level quantizes its own slice of the latent.
 Principal components are dealt to the slices in turn, so that the variance is spread over all levels.
 
-Deviations from the papers, for both (measurements: LOG.md):
+Deviations from the papers, for both (measurements: docs/experiments/semantic-ids.md):
 
 - vectors are standardised, and codebooks start from k-means after a warm-up without codes;
 - codebooks are moving averages (van den Oord et al. 2017, appendix A.1) instead of trained parameters;
@@ -79,7 +79,8 @@ class DeadCodes:
 
 @dataclass(frozen=True)
 class RQVAEConfig(QuantizerConfig):
-    """Settings of RQ-VAE and PQ-VAE. Defaults were chosen on Amazon Beauty (12,101 items), see LOG.md."""
+    """Settings of RQ-VAE and PQ-VAE. Defaults were chosen on Amazon Beauty (12,101 items), see
+    docs/experiments/semantic-ids.md."""
 
     widths: tuple[int, ...] = (512, 256, 128)  # hidden layers of the encoder; the decoder mirrors them
     latent: int = 16  # fewer: items differ in more prefixes; more: vectors are reconstructed better

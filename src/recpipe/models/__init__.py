@@ -1,0 +1,1 @@
+"""Recommendation models: one file per model type, base classes and the registry."""

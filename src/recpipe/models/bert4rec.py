@@ -1,12 +1,18 @@
-"""BERT4Rec: Sun et al., Sequential Recommendation with Bidirectional Encoder Representations, CIKM 2019.
+"""BERT4Rec: bidirectional transformer, trained to predict masked events of a history.
 
-B batch, T time, D width, H heads, I items. Deviations:
+Paper: Sun, Liu, Wu, Pei, Lin, Ou, Jiang, BERT4Rec: Sequential Recommendation with Bidirectional Encoder Representations
+from Transformer, CIKM 2019 (arXiv 1904.06690).
+
+Differences:
+
 - Masks are drawn anew at every step (authors: ten fixed copies, and one with only the last item masked, which
   ``last_share`` replaces). Masked events always become [MASK]; ``random_share`` and ``kept_share`` are BERT's other
   replacements. One position more than the history has events, so that the appended [MASK] displaces none.
 - Positions count from a row's first event; ``count_from: end`` is the authors' left-padding.
 - No output bias: scores are a product with the item table, as in every other model.
 - LayerNorm before each branch; ``norm_first: false`` is BERT's block.
+
+Shapes: B batch, T time, D width, H heads, I items.
 """
 
 from __future__ import annotations
@@ -36,7 +42,10 @@ class Attention(nn.Module):
         self.qkv, self.out = nn.Linear(config.dim, 3 * config.dim), nn.Linear(config.dim, config.dim)
 
     def forward(self, x_BTD: Tensor, keys_BT: Tensor) -> Tensor:
-        """``keys_BT``: True at the positions that may be attended to."""
+        """Return attended states (B, T, D) of ``x_BTD``.
+
+        ``keys_BT`` bool: True at the positions that may be attended to.
+        """
         B, T, D = x_BTD.shape
         q, k, v = self.qkv(x_BTD).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
@@ -56,6 +65,7 @@ class Block(nn.Module):
         self.dropout, self.norm_first = nn.Dropout(config.dropout), config.norm_first
 
     def forward(self, x_BTD: Tensor, keys_BT: Tensor) -> Tensor:
+        """Return the block's output (B, T, D). ``keys_BT`` bool: True at the positions that may be attended to."""
         if self.norm_first:
             x_BTD = x_BTD + self.dropout(self.attention(self.norm_attention(x_BTD), keys_BT))
             x_BTD = x_BTD + self.dropout(self.feed(self.norm_feed(x_BTD)))
@@ -64,6 +74,7 @@ class Block(nn.Module):
         return self.norm_feed(x_BTD + self.dropout(self.feed(x_BTD)))
 
     def feed(self, x_BTD: Tensor) -> Tensor:
+        """Return the feed-forward branch (B, T, D) of ``x_BTD``."""
         inner = F.gelu(self.up(x_BTD))
         return self.down(self.dropout(inner) if self.inside else inner)
 
@@ -76,15 +87,15 @@ class BERT4Rec(Scorer):
 
     @dataclass(frozen=True)
     class Config:
-        """``feed_forward``: inner width in multiples of ``dim``.
+        """Settings of the transformer and of masking.
 
-        ``mask_share``: share of a row's events that are masked. ``last_share``: share of rows in which only the last
-        event is masked. ``random_share``, ``kept_share``: share of masked events that are replaced by a random item,
-        or left unchanged (BERT: 0.1 each). ``type_embedding``: add BERT's token types, 0 for events and 1 for masked
-        ones (authors: 0 for all). ``norm_first``: pre-normalisation; false: BERT's blocks. ``scale``: multiply
-        embeddings by √dim as in SASRec, if ``norm_first``. ``initial``: bert (truncated normal, 0.02) or xavier.
-        ``dropout_inside``: also in the feed-forward and, if ``norm_first``, on the output of a block. RecTools' model:
-        ``scale`` false, the other three as in the profile dense-small.
+        ``feed_forward``: inner width in multiples of ``dim``. ``mask_share``: share of a row's events that are masked.
+        ``last_share``: share of rows in which only the last event is masked. ``random_share``, ``kept_share``: share of
+        masked events that are replaced by a random item, or left unchanged (BERT: 0.1 each). ``type_embedding``: add
+        BERT's token types, 0 for events and 1 for masked ones (authors: 0 for all). ``norm_first``: pre-normalisation;
+        false: BERT's blocks. ``scale``: multiply embeddings by √dim as in SASRec, if ``norm_first``. ``initial``: bert
+        (truncated normal, 0.02) or xavier. ``dropout_inside``: also in the feed-forward and, if ``norm_first``, on the
+        output of a block. RecTools' model: ``scale`` false, the other three as in the profile dense-small.
         ``count_from``: the event at position 0, the first of a row (start) or its last (end).
         """
 
@@ -162,6 +173,7 @@ class BERT4Rec(Scorer):
         return self.norm(x_BTD) if self.config.norm_first else x_BTD
 
     def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
+        """Return the loss (scalar) at masked events of ``batch``: hidden states there against their true items."""
         masks_BT = self.draw_masks(batch)
         inputs, table = replace(batch, items=self.mask_items(batch.items, masks_BT)), self.items.table()
         hidden = self.transform(self.encode(inputs, table)[masks_BT])
@@ -198,11 +210,14 @@ class BERT4Rec(Scorer):
         return self.transform(hidden)
 
     def output_vectors(self) -> Tensor:
+        """Return the item table (I + 1, D) that scores items."""
         return self.items.head(self.items.table())
 
     @property
     def scores_by_content(self) -> bool:
+        """Whether item vectors are computed from content alone, so that items without training events are scored."""
         return self.items.is_content_alone
 
     def item_tables(self) -> dict[str, Tensor]:
+        """Return the input and output tables of items (I + 1, D)."""
         return self.items.tables()

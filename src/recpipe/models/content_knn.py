@@ -1,7 +1,14 @@
 """Content kNN: items whose text or image vectors are nearest to those of the last events; nothing is trained.
 
-The content-based baseline (Lops et al., Recommender Systems Handbook, 2011); it also ranks items without events.
-Similarities of several kinds of vectors are averaged. B batch, T time, I items, V width, K neighbours.
+Paper: Lops, de Gemmis, Semeraro, Content-based Recommender Systems: State of the Art and Trends, Recommender Systems
+Handbook, 2011 (doi 10.1007/978-0-387-85820-3_3), a survey of content-based recommenders.
+
+It also ranks items without events. Similarities of several kinds of vectors are averaged.
+
+Differences: of the methods of the survey this is one of the simplest: the profile of a user is the mean vector of his
+latest events, and no feedback is learned from.
+
+Shapes: B batch, T time, I items, V width, K neighbours.
 """
 
 from __future__ import annotations
@@ -22,12 +29,17 @@ from recpipe.semantic_ids.faiss_quantizers import one_thread
 
 
 class ContentKNN(ClosedForm):
-    """Scores items by the inner product of their vector with the mean vector of the latest events."""
+    """Content kNN: scores are the inner product of an item's vector with the mean vector of the latest events.
+
+    Raises ValueError without item vectors (``side.vectors``).
+    """
 
     @dataclass(frozen=True)
     class Config:
-        """``last``: number of latest events with a vector that are averaged; null: the whole window. ``decay``: weight
-        of an event relative to the one after it. ``normalise``: cosine similarity.
+        """Settings of the mean of the latest events.
+
+        ``last``: number of latest events with a vector that are averaged; null: the whole window. ``decay``: weight of
+        an event relative to the one after it. ``normalise``: cosine similarity.
         """
 
         last: int | None = 1
@@ -63,6 +75,7 @@ class ContentKNN(ClosedForm):
 
     @property
     def scores_by_content(self) -> bool:
+        """True: every item with a vector is scored, with or without training events."""
         return True
 
     def query(self, batch: Batch) -> Tensor:

@@ -1,13 +1,17 @@
-"""EASE: Steck, Embarrassingly Shallow Autoencoders for Sparse Data, WWW 2019 (EASE^R).
+"""EASE: linear item-to-item model of the whole history, fitted in closed form (EASE^R).
 
-B minimises ‖X − X B‖² + λ ‖B‖² with a zero diagonal, for the user × item matrix X. With P = (XᵀX + λ 1)⁻¹ it is
-B = 1 − P diag(1 / diag P) (eq. 8), and a user with row x is scored by x B. I items, U users, B batch, T time.
+Paper: Steck, Embarrassingly Shallow Autoencoders for Sparse Data, WWW 2019 (arXiv 1905.03375).
 
-Deviations: every user is scored from his history, so that no training users are stored. X holds events, scaled by
-``scaling``; where events have weights, binary is the largest weight of a pair.
+B minimises ‖X − X B‖² + λ ‖B‖² with a zero diagonal, for the user × item matrix X. With P = (XᵀX + λ 1)⁻¹ it is B = 1 −
+P diag(1 / diag P) (eq. 8), and a user with row x is scored by x B.
 
 P is dense: memory grows with I², time with I³. Only one matrix of I² float64 numbers is in memory, which LAPACK inverts
 in place, and then the weights as float32.
+
+Differences: every user is scored from his history, so that no training users are stored. X holds events, scaled by
+``scaling``; where events have weights, binary is the largest weight of a pair.
+
+Shapes: I items, U users, B batch, T time.
 """
 
 from __future__ import annotations
@@ -33,12 +37,14 @@ STEPS = 4  # of the progress bar
 
 
 class EASE(ClosedForm):
-    """Scores items by a linear model of the whole history, fitted in closed form."""
+    """Linear model of the whole history, fitted in closed form."""
 
     @dataclass(frozen=True)
     class Config:
-        """``penalty``: λ. ``scaling``: of X, binary: 1, log: ln(1 + c) for c events, count: c.
-        ``memory_gib``: limit of the item × item matrices in training, 12 I² bytes.
+        """Settings of the ridge regression.
+
+        ``penalty``: λ. ``scaling``: of X, binary: 1, log: ln(1 + c) for c events, count: c. ``memory_gib``: limit of
+        the item × item matrices in training, 12 I² bytes.
         """
 
         penalty: float = 500.0
@@ -60,6 +66,10 @@ class EASE(ClosedForm):
         self.register_buffer("weights", torch.zeros(1, 1))  # B (I + 1, I + 1), row and column 0 are padding
 
     def fit(self, train: Sequences) -> None:
+        """Compute the item × item weights (I + 1, I + 1) from training events.
+
+        Raises ValueError if the matrices exceed ``memory_gib`` or the regularised Gram matrix has no inverse.
+        """
         check_memory(self.n_items, BYTES, self.config.memory_gib, model="ease")
         pairs = user_item_pairs(train, self.n_items, torch.device("cpu"))
         with progress(STEPS, "train", unit="steps") as bar:
@@ -76,6 +86,7 @@ class EASE(ClosedForm):
             bar.add(1)
 
     def score(self, batch: Batch) -> Tensor:
+        """Return scores (B, I + 1): sums over a user's distinct items of their scaled counts times their weights."""
         batch = batch if batch.items.shape[1] else batch.pad(1)
         items_BT, values_BT = distinct_items(batch, self.n_items, self.config.scaling)
         return F.embedding_bag(items_BT, self.weights, per_sample_weights=values_BT, mode="sum")

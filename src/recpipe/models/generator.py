@@ -30,9 +30,10 @@ BEAMS_GPU = 1 << 15  # in a batch: some 110 KiB each in TIGER of the paper's siz
 
 
 class SearchRequest(NamedTuple):
-    """Constraints of a search for a batch of users. ``stochastic``: a sample instead of the best items.
+    """Constraints of a search for a batch of users.
 
-    ``whole_catalogue``: probabilities among all items, not only those that a user may get.
+    ``stochastic``: draw a sample instead of the best items. ``whole_catalogue``: probabilities among all items, not
+    only those that a user may get.
     """
 
     seen: tuple[Tensor, Tensor] | None  # excluded: offsets (B + 1,) and items (n,)
@@ -41,7 +42,7 @@ class SearchRequest(NamedTuple):
     whole_catalogue: bool = False
 
     def seen_rows(self, codes: ItemCodes) -> tuple[Tensor, Tensor] | None:
-        """Return ``seen`` with rows of the tree of ``codes`` instead of items."""
+        """Return ``seen`` as offsets (B + 1,) and rows (n,) of the tree of ``codes`` instead of items."""
         return None if self.seen is None else (self.seen[0], codes.row_of.to(self.seen[1].device)[self.seen[1]])
 
     def allowed_rows(self, codes: ItemCodes) -> Tensor | None:
@@ -67,7 +68,10 @@ def items_of(beams: Beams, codes: ItemCodes) -> tuple[Tensor, Tensor]:
 
 
 def search_buckets(lengths: np.ndarray, rows: np.ndarray, device: torch.device, *, beams: int) -> list[np.ndarray]:
-    """Split ``rows`` into batches of similar length, of a size at which search with ``beams`` per user is fast."""
+    """Split users ``rows`` (U,) into batches of similar length, sized for a search with ``beams`` per user.
+
+    ``lengths`` (all users,) are events per user; the result is a list of rows (B,).
+    """
     if device.type == "cpu":
         return length_buckets(lengths + 1, rows, EVENTS_CPU)
     size, large = max(BEAMS_GPU // beams, 1), length_buckets(lengths + 1, rows, EVENTS_GPU)
@@ -75,7 +79,7 @@ def search_buckets(lengths: np.ndarray, rows: np.ndarray, device: torch.device, 
 
 
 class TreeSearcher(Recommender):
-    """Model that searches the tree of its ids, user by user.
+    """Base class of models that make a list by a search over the prefix tree of semantic ids.
 
     ``scores_catalogue``: ``search_batch`` needs tensors (B, I + 1), which limit the size of a batch.
     """
@@ -86,6 +90,7 @@ class TreeSearcher(Recommender):
     modality: str
 
     def item_codes(self) -> dict[str, ItemCodes]:
+        """Return the codes of the modality that is searched."""
         return {self.modality: self.codes}
 
     def cached_weights(self) -> AbstractContextManager[None]:
@@ -171,7 +176,7 @@ class GeneratorConfig(CodeShape):
 
 
 class Generator(TreeSearcher):
-    """Model that generates ids level by level, by constrained beam search over ``steps``, which subclasses implement.
+    """Base class of models that generate ids level by level, by constrained beam search over ``steps``.
 
     Scores are log-probabilities of items. Items without an id cannot be recommended.
     """
@@ -182,13 +187,16 @@ class Generator(TreeSearcher):
     transformer: CodeTransformer
 
     def features(self, sequences: Sequences) -> Features:
+        """Return the features of users (U, M) that the encoder's first token reads."""
         return self.transformer.input.features(sequences.users)
 
     def cached_weights(self) -> AbstractContextManager[None]:
+        """Return a context in which the transformer caches values derived from its weights, which must not change."""
         return self.transformer.cached_weights()
 
     @property
     def searches(self) -> bool:
+        """True: lists come from a beam search."""
         return True
 
     @abstractmethod
@@ -196,14 +204,17 @@ class Generator(TreeSearcher):
         """Return the decoding steps for the users of ``batch``."""
 
     def beams(self, k: int) -> int:
+        """Return ``config.beam``. Raises ValueError if ``k`` is greater."""
         if k > self.config.beam:
             raise ValueError(f"k is {k} and the beam {self.config.beam}; set models.<name>.beam to {k} or more")
         return self.config.beam
 
     def sampler(self) -> torch.Generator | None:
+        """Return a generator seeded by ``sample_seed`` if ``stochastic`` is set, otherwise None."""
         return torch.Generator().manual_seed(self.config.sample_seed) if self.config.stochastic else None
 
     def search_batch(self, batch: Batch, k: int, request: SearchRequest) -> tuple[Tensor, Tensor]:
+        """Return the ``k`` best items (B, k) by beam search, 0 for none, and their log-probabilities (B, k)."""
         return self.search(self.codes, self.steps(batch), k, request)
 
     def search(self, codes: ItemCodes, steps: LevelDecoder, k: int, request: SearchRequest) -> tuple[Tensor, Tensor]:

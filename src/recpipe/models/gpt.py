@@ -1,12 +1,18 @@
-"""GPT: Radford et al., Language Models are Unsupervised Multitask Learners (GPT-2), 2019, in nanoGPT's form.
+"""GPT: causal transformer of GPT-2's shape in nanoGPT's form, over items instead of words.
 
-B batch, T time, D width, I items. Deviations from GPT-2:
+Paper: Radford, Wu, Child, Luan, Amodei, Sutskever, Language Models are Unsupervised Multitask Learners (GPT-2), OpenAI
+2019.
+
+``generate`` reproduces a published Kaggle submission: the first items of a list are decoded autoregressively.
+
+Differences:
+
 - No biases by default; exact GELU. Item embeddings times √D, without which it learns slowly
   (docs/experiments/sasrec-and-bert4rec.md).
 - Dropout after the embeddings and on each branch, not on attention weights.
 - Users are the documents: packed into rows, positions restart and attention stays within a user.
 
-``generate`` reproduces a published Kaggle submission: the first items of a list are decoded autoregressively.
+Shapes: B batch, T time, D width, I items.
 """
 
 from __future__ import annotations
@@ -27,14 +33,16 @@ from recpipe.models.next_item import NextItem
 
 
 class GPT(NextItem):
-    """Causal transformer."""
+    """Causal transformer with GPT-2's blocks."""
 
     layouts = ("padded", "packed")
 
     @dataclass(frozen=True)
     class Config:
-        """``feed_forward``: inner width in multiples of ``dim``. ``generate``: number of items at the head of a list
-        that are decoded one by one, each appended to the history before the next is scored; 0: one pass for all.
+        """Settings of the transformer and of autoregressive decoding.
+
+        ``feed_forward``: inner width in multiples of ``dim``. ``generate``: number of items at the head of a list that
+        are decoded one by one, each appended to the history before the next is scored; 0: one pass for all.
         ``sample_from``: each is drawn from this number of best items by their softmax, with ``sample_seed``; 1: the
         best one.
         """
@@ -77,6 +85,7 @@ class GPT(NextItem):
         init_gpt2(self.positions, self.blocks)
 
     def encode(self, x_BTD: Tensor, batch: Batch) -> Tensor:
+        """Return hidden states (B, T, D) of embedded events ``x_BTD``."""
         x_BTD = self.dropout(x_BTD * math.sqrt(self.config.dim) + self.positions(batch.positions))
         mask = causal_mask(batch, x_BTD)
         for block in self.blocks:
@@ -85,10 +94,11 @@ class GPT(NextItem):
 
     @property
     def scores_by_product(self) -> bool:
+        """False if ``generate`` is set: ``refine`` reads and changes the scores of all items."""
         return self.config.generate == 0 and not self.history_bias  # ``refine`` reads and changes all scores
 
     def refine(self, batch: Batch, scores: Tensor) -> Tensor:
-        """Decode ``generate`` items and raise their scores above all others, in order of decoding."""
+        """Decode ``generate`` items and raise their scores (B, I + 1) above all others, in order of decoding."""
         generator = torch.Generator(scores.device).manual_seed(self.config.sample_seed)
         highest, refined = scores.amax(1, keepdim=True), scores.clone()
         allowed, step_scores = scores > -torch.inf, scores

@@ -1,10 +1,16 @@
-"""GRU4Rec: Hidasi et al., Session-based Recommendations with Recurrent Neural Networks, ICLR 2016.
+"""GRU4Rec: causal recurrent network of gated recurrent units (GRU).
 
-B batch, T time, D width, I items. Deviations:
+Paper: Hidasi, Karatzoglou, Baltrunas, Tikk, Session-based Recommendations with Recurrent Neural Networks, ICLR 2016
+(arXiv 1511.06939).
+
+Differences:
+
 - One item table for input and output (paper: one-hot input, separate output layer).
 - Whole histories in padded batches (paper: session-parallel mini-batches with truncated gradients).
 - The loss is a training setting, full softmax by default (paper: BPR or TOP1 over the items of the batch).
 - LayerNorm and a projection between the cells and the output; torch's GRU resets after the recurrent product.
+
+Shapes: B batch, T time, D width, I items.
 """
 
 from __future__ import annotations
@@ -34,4 +40,5 @@ class GRU4Rec(NextItem):
         self.encoder = Recurrent(nn.GRU, config)
 
     def encode(self, x_BTD: Tensor, batch: Batch) -> Tensor:
+        """Return hidden states (B, T, D) of embedded events ``x_BTD``."""
         return self.encoder(x_BTD * math.sqrt(self.config.dim))

@@ -1,17 +1,24 @@
 """Hop graph: nearest items in the graph of item transitions; no parameters are learned.
 
-Han et al., An Embarrassingly Simple Graph Heuristic Reveals Shortcut-Solvable Benchmarks for Sequential
-Recommendation, 2026 (arXiv 2605.07125), there TGH-1 (last item) and TGH-2 (last two items). An edge leads from an item
-to each one that directly follows it in training. Ring h of an item has the items that are h edges away and no fewer;
-a list takes so many items of each ring of each source, the latest items of the history.
+Paper: Han et al., An Embarrassingly Simple Graph Heuristic Reveals Shortcut-Solvable Benchmarks for Sequential
+Recommendation, 2026 (arXiv 2605.07125), there TGH-1 (last item) and TGH-2 (last two items).
+
+An edge leads from an item to each one that directly follows it in training. Ring h of an item has the items that are h
+edges away and no fewer; a list takes so many items of each ring of each source, the latest items of the history.
 
 In ring 1 items are ordered by cos(v_i, v_j) + w ln(1 + c_ij) / max_j ln(1 + c_ij), with content vectors v, edge counts
-c and the weight w; in further rings by cos(v_i, v_j). I items, B batch, S sources, H hops (rings), K neighbours.
+c and the weight w; in further rings by cos(v_i, v_j).
 
-Deviations: without content vectors (``side.vectors: none``) rings are ordered by the probability of the paths to an
-item, the product of c_ij / Σ_j c_ij along them; at most ``neighbours`` items of a ring are stored; items of a ring
-beyond its budget follow all budgets, and a ring with fewer items than its budget leaves its places to those behind;
-the rest follows by popularity, where the paper draws at random. Equal items are in the fixed random order of ties.
+Differences:
+
+- Without content vectors (``side.vectors: none``) rings are ordered by the probability of the paths to an item, the
+  product of c_ij / Σ_j c_ij along them.
+- At most ``neighbours`` items of a ring are stored.
+- Items of a ring beyond its budget follow all budgets, and a ring with fewer items than its budget leaves its places to
+  those behind.
+- The rest follows by popularity, where the paper draws at random. Equal items are in the fixed random order of ties.
+
+Shapes: I items, B batch, S sources, H hops (rings), K neighbours.
 """
 
 from __future__ import annotations
@@ -38,12 +45,14 @@ PATHS = 1 << 22  # paths of two edges from a block of items, and entries of a ri
 
 
 class HopGraph(ClosedForm):
-    """Scores items by the ring of the latest items in which they are, and their place there."""
+    """Graph heuristic: scores items by the ring of the latest items in which they are, and their place there."""
 
     @dataclass(frozen=True)
     class Config:
-        """``budgets``: items that a list takes of ring 1, ring 2, ... of the last item, then of the item before it, and
-        so on. ``edge_weight``: w, no effect without content vectors. ``neighbours``: items stored of each ring.
+        """Settings of rings and budgets.
+
+        ``budgets``: items that a list takes of ring 1, ring 2, ... of the last item, then of the item before it, and so
+        on. ``edge_weight``: w, no effect without content vectors. ``neighbours``: items stored of each ring.
         """
 
         budgets: Sequence[Sequence[int]] = ((5, 1), (3, 1))
@@ -62,7 +71,7 @@ class HopGraph(ClosedForm):
 
         @property
         def hops(self) -> int:
-            """H, number of rings."""
+            """Number of rings (H)."""
             return max(len(rings) for rings in self.budgets)
 
         def places(self) -> np.ndarray:
@@ -91,6 +100,7 @@ class HopGraph(ClosedForm):
         self.register_buffer("popularity", torch.zeros(n_items + 1))  # in 0..1, excluding 1
 
     def fit(self, train: Sequences) -> None:
+        """Store the nearest items (I + 1, H, K) of every ring and the popularity (I + 1,) of items."""
         counts, order = transition_counts(train, self.n_items), tie_order(self.n_items + 1).numpy()
         near = np.zeros(self.near.shape, np.int32)
         vectors = self._vectors()
@@ -107,6 +117,7 @@ class HopGraph(ClosedForm):
         self.popularity = torch.from_numpy(popularity.astype(np.float32)).to(self.device)
 
     def score(self, batch: Batch) -> Tensor:
+        """Return scores (B, I + 1): points of at least 1 by place for ring items, popularity below 1 for others."""
         places = torch.from_numpy(self.config.places()).to(self.device)  # (S, H, K)
         sources_BS = last_known_items(batch.items, len(places))
         near = self.near[sources_BS].long()  # (B, S, H, K)

@@ -1,17 +1,22 @@
-"""HSTU: Zhai et al., Actions Speak Louder than Words: Trillion-Parameter Sequential Transducers for Generative
-Recommendations, ICML 2024 (sections 3.1 and 3.2; sizes and the time buckets as in the authors' public experiments).
+"""HSTU: causal network with pointwise gated attention (Hierarchical Sequential Transduction Units).
 
-B batch, T time (of a query), S time (of what it looks at), D width, H heads, I items.
+Paper: Zhai et al., Actions Speak Louder than Words: Trillion-Parameter Sequential Transducers for Generative
+Recommendations, ICML 2024 (arXiv 2402.17152), sections 3.1 and 3.2; sizes and time buckets as in the authors' public
+experiments.
 
 A layer, with n = LN(x) and no feed-forward:
+
     u, v, q, k = SiLU(n W)
     y = (u * LN(A v)) W_o + b + x,  A = SiLU(q k' + position bias + time bias) / N where S <= T, else 0
 
-Deviations:
+Differences:
+
 - The time of a query is the setting ``time_mode``. The paper reads the time of the event to be predicted (``query``),
   which makes it incomparable to models that do not; ``last_item`` reads that of the last event, ``none`` no time.
 - N is ``max_length`` (authors: eleven more positions for output). Without ``normalise`` the output is not normalised.
 - The loss is a training setting, full softmax by default (authors: sampled, 128 negatives).
+
+Shapes: B batch, T time (of a query), S time (of what it looks at), D width, H heads, I items.
 """
 
 from __future__ import annotations
@@ -40,8 +45,9 @@ class HSTU(NextItem):
 
     @dataclass(frozen=True)
     class Config:
-        """``qk_dim``, ``v_dim``: widths of a head. ``dropout``: of the input and of each layer's gated output.
+        """Settings of the layers and of attention biases.
 
+        ``qk_dim``, ``v_dim``: widths of a head. ``dropout``: of the input and of each layer's gated output.
         ``positions``: add position embeddings. ``position_bias``: attention bias per distance in events. ``time_mode``:
         attention bias by the log-bucketed seconds from the key's event to the last event (``last_item``) or to the time
         of the request (``query``). ``normalise``: cosine similarity over ``temperature`` instead of the dot product.
@@ -80,6 +86,10 @@ class HSTU(NextItem):
             self.output_items = nn.Parameter(torch.empty(n_items + 1, config.dim).normal_(std=STD))
 
     def encode(self, x_BTD: Tensor, batch: Batch) -> Tensor:
+        """Return hidden states (B, T, D) of embedded events.
+
+        Raises ValueError for a ``time_mode`` without the times it reads.
+        """
         x_BTD = x_BTD * math.sqrt(self.config.dim)
         if self.positions is not None:
             x_BTD = x_BTD + self.positions(batch.positions)
@@ -92,22 +102,27 @@ class HSTU(NextItem):
         return x_BTD
 
     def output_query(self, hidden: Tensor) -> Tensor:
+        """Return hidden states (N, D) as they are or, if ``normalise``, of unit length over ``temperature``."""
         if not self.config.normalise:
             return hidden
         return F.normalize(hidden, dim=-1, eps=EPS) / self.config.temperature
 
     def output_table(self, table: Tensor) -> Tensor:
+        """Return the output table (I + 1, D), with rows of unit length if ``normalise``."""
         table = table if self.output_items is None else self.output_items
         return F.normalize(table, dim=-1, eps=EPS) if self.config.normalise else table
 
     @property
     def scores_by_content(self) -> bool:
+        """Whether item vectors are computed from content alone; False with ``tied: false``."""
         return super().scores_by_content and self.output_items is None
 
     def item_vectors(self) -> Tensor:
+        """Return the table (I + 1, D) that scores items."""
         return super().item_vectors() if self.output_items is None else self.output_items
 
     def item_tables(self) -> dict[str, Tensor]:
+        """Return the input and output tables of items (I + 1, D)."""
         tables = super().item_tables()
         return tables if self.output_items is None else tables | {"output": self.output_items}
 
@@ -144,7 +159,10 @@ class Layer(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x_BTD: Tensor, mask: Tensor, buckets: Tensor | None) -> Tensor:
-        """``mask`` (T, S) or (B, T, S) is True where a query must not read; ``buckets`` (B, T, S)."""
+        """Return the layer's output (B, T, D).
+
+        ``mask`` (T, S) or (B, T, S) is True where a query must not read; ``buckets`` (B, T, S) are time buckets.
+        """
         B, T, D = x_BTD.shape
         u, v, q, k = F.silu(self.uvqk(F.layer_norm(x_BTD, (D,), eps=EPS))).split(self.widths, -1)
         v, q, k = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (v, q, k))

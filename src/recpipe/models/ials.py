@@ -1,16 +1,21 @@
-"""iALS: Hu, Koren, Volinsky, Collaborative Filtering for Implicit Feedback Datasets, ICDM 2008, in the form of Rendle,
-Krichene, Zhang, Koren, Revisiting the Performance of iALS on Item Recommendation Benchmarks, RecSys 2022.
+"""iALS: matrix factorisation for implicit feedback by alternating least squares.
+
+Papers: Hu, Koren, Volinsky, Collaborative Filtering for Implicit Feedback Datasets, ICDM 2008 (doi
+10.1109/ICDM.2008.22), in the form of Rendle, Krichene, Zhang, Koren, Revisiting the Performance of iALS on Item
+Recommendation Benchmarks, RecSys 2022 (arXiv 2110.14037).
 
 The score of item i for user u is ŷ = ⟨w_u, h_i⟩. With S the pairs that have events, α₀ the weight of all pairs, and the
 regularisation scaled by frequency (eq. 3 to 5), alternating least squares minimise
 
     Σ_S (ŷ − 1)² + α₀ Σ_ui ŷ² + λ (Σ_u (|S_u| + α₀ I)^ν ‖w_u‖² + Σ_i (|S_i| + α₀ U)^ν ‖h_i‖²)
 
-from factors drawn with the deviation σ / √D. U users, I items, D width, B batch, T time, P pairs of a row.
+from factors drawn with the deviation σ / √D.
 
-Deviations: every user, of training too, gets his factors from his history with the items fixed (the step of users), so
+Differences: every user, of training too, gets his factors from his history with the items fixed (the step of users), so
 that no users are stored. Where events have weights, the term of a pair in the first sum has the largest weight of the
 pair over their mean in training, and so count |S_u| and |S_i|.
+
+Shapes: U users, I items, D width, B batch, T time, P pairs of a row.
 """
 
 from __future__ import annotations
@@ -39,7 +44,9 @@ class IALS(ClosedForm):
 
     @dataclass(frozen=True)
     class Config:
-        """``penalty``: λ. ``exponent``: ν, 1 scales it by the frequency, 0 is plain. ``unobserved_weight``: α₀.
+        """Settings of the factors and of the regularisation.
+
+        ``penalty``: λ. ``exponent``: ν, 1 scales it by the frequency, 0 is plain. ``unobserved_weight``: α₀.
         ``deviation``: σ.
         """
 
@@ -69,12 +76,13 @@ class IALS(ClosedForm):
         self.register_buffer("mean_weight", torch.ones(()))  # of the pairs of training
 
     def fit(self, train: Sequences) -> None:
+        """Fit the item factors (I + 1, D) by ``epochs`` of alternating least squares."""
         with progress(self.config.epochs, "train", unit="epochs") as bar:
             for change in self.epochs(train):
                 bar.add(1, change=change)
 
     def epochs(self, train: Sequences) -> Iterator[float]:
-        """Train and yield the root mean square change of the item factors of each epoch; usable after each."""
+        """Train and yield the root mean square change of the item factors per epoch; the model is usable after each."""
         pairs = user_item_pairs(train, self.n_items, self.device)
         weight = pairs.relative_weight()
         weight = torch.ones(len(pairs), device=self.device) if weight is None else weight
@@ -116,9 +124,11 @@ class IALS(ClosedForm):
         return torch.cholesky_solve(target[..., None], torch.linalg.cholesky(normal))[..., 0]
 
     def item_tables(self) -> dict[str, Tensor]:
+        """Return the item factors (I + 1, D) as the table ``input``."""
         return {"input": self.items}
 
     def query_vectors(self, batch: Batch) -> Tensor:
+        """Return user factors (B, D), solved for the distinct items of each history with the item factors fixed."""
         items_BT, weights_BT = distinct_items(batch, self.n_items, "binary")
         if batch.weights is not None:
             weights_BT = weights_BT / self.mean_weight
@@ -127,6 +137,7 @@ class IALS(ClosedForm):
         return torch.cat([self.factors_of(items, weights, self.items, gram, self.n_items) for items, weights in parts])
 
     def output_vectors(self) -> Tensor:
+        """Return the item factors (I + 1, D)."""
         return self.items
 
 

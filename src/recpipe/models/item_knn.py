@@ -1,10 +1,16 @@
-"""Item-to-item kNN: Sarwar et al., Item-based collaborative filtering, WWW 2001; Deshpande & Karypis, TOIS 2004.
+"""ItemKNN: item-to-item nearest neighbours by the users that items have in common.
 
-Deviation: there are no ratings; the score of an item is the sum of its similarities to the distinct items of the
-history, each times its largest weight where events have weights. I items, U users, B batch, T time, K neighbours.
+Papers: Sarwar, Karypis, Konstan, Riedl, Item-based Collaborative Filtering Recommendation Algorithms, WWW 2001 (doi
+10.1145/371920.372071); Deshpande, Karypis, Item-based Top-N Recommendation Algorithms, TOIS 2004 (doi
+10.1145/963770.963776).
 
 Up to ``DENSE_ITEMS`` items the neighbours are those of dense rows of similarities; of larger catalogues only the items
 with common users are sorted, and of equally similar ones the lower number is the neighbour.
+
+Differences: there are no ratings; the score of an item is the sum of its similarities to the distinct items of the
+history, each times its largest weight where events have weights.
+
+Shapes: I items, U users, B batch, T time, K neighbours.
 """
 
 from __future__ import annotations
@@ -31,7 +37,10 @@ class ItemKNN(ClosedForm):
 
     @dataclass(frozen=True)
     class Config(NeighbourConfig):
-        """The profile of an item is its users. ``last``: number of latest events that are used; null: the window."""
+        """Settings of similarity and neighbourhood; the profile of an item is its users.
+
+        ``last``: number of latest events that are used; null: the window.
+        """
 
         last: int | None = None
 
@@ -50,6 +59,7 @@ class ItemKNN(ClosedForm):
         self.register_buffer("similarity", torch.zeros(n_items + 1, 0))
 
     def fit(self, train: Sequences) -> None:
+        """Store the most similar items (I + 1, K) of every item and their similarities."""
         pairs = user_item_pairs(train, self.n_items, torch.device("cpu"))
         profiles, k = Profiles(pairs, self.config, of_items=True), min(self.config.neighbours, self.n_items)
         find = dense_neighbours if self.n_items <= DENSE_ITEMS else sparse_neighbours
@@ -58,6 +68,7 @@ class ItemKNN(ClosedForm):
         self.near, self.similarity = near.to(self.device), similarity.to(self.device)
 
     def score(self, batch: Batch) -> Tensor:
+        """Return scores (B, I + 1): sums of similarities to the distinct items of the history."""
         if self.config.last is not None:
             position = torch.arange(batch.items.shape[1], device=batch.items.device)
             is_read = position >= batch.lengths[:, None] - self.config.last
@@ -85,9 +96,10 @@ def dense_neighbours(profiles: Profiles, k: int, bar: Progress) -> tuple[Tensor,
 
 
 def sparse_neighbours(profiles: Profiles, k: int, bar: Progress) -> tuple[Tensor, Tensor]:
-    """Return ``dense_neighbours`` as int32 without dense rows; item 0 with similarity 0 where there are fewer.
+    """Return the neighbours (I + 1, K) int32 and similarities of ``dense_neighbours`` without dense rows.
 
-    A block has about ``PRODUCTS`` pairs of items with a common user, counted once for each of these.
+    Item 0 with similarity 0 stands where there are fewer. A block has about ``PRODUCTS`` pairs of items with a common
+    user, counted once for each of these.
     """
     matrix = profiles.matrix
     near, similarity = (np.zeros((matrix.shape[0], k), dtype) for dtype in (np.int32, np.float32))

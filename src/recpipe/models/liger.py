@@ -1,23 +1,26 @@
-"""LIGER: Yang et al., Unifying Generative and Dense Retrieval for Sequential Recommendation, 2024 (arXiv 2411.18814).
+"""LIGER: generative retrieval of semantic ids, reranked by dense vectors of item text.
+
+Paper: Yang et al., Unifying Generative and Dense Retrieval for Sequential Recommendation, 2024 (arXiv 2411.18814).
 
 TIGER's encoder–decoder with item vectors: a token of the history is the embedding of its code plus the projected text
 vector of its item, its level and the place of its item. It is trained on two losses: cross-entropy of the next item's
-codes, and of the next item by the cosine between a query and the projected text vectors of all items. A list is made
-in two steps: beam search generates candidates, items without training events join them, and the cosine ranks both.
+codes, and of the next item by the cosine between a query and the projected text vectors of all items. A list is made in
+two steps: beam search generates candidates, items without training events join them, and the cosine ranks both.
 
-Deviations from the paper:
+Differences:
+
 - The query is the decoder's state before the first code; in the authors' code, a state of the encoder. With
   ``one_pass`` one encoding serves all targets of a sequence, and only the decoder knows where a history ends.
 - The projected vector of the last item is added to the query (``query: state+last``), so that training begins at the
   nearest items of the last one and need not learn them; ``state`` is the paper.
 - The projection of item vectors is linear by default, without dropout; in the authors' code hidden layers of 768, 512
   and 256 (``widths``), and dropout of input and output.
-- Candidates are items, each once, and never seen, excluded or unknown ones. In the authors' code a generated id that
-  no item has becomes the first item of the catalogue.
+- Candidates are items, each once, and never seen, excluded or unknown ones. In the authors' code a generated id that no
+  item has becomes the first item of the catalogue.
 - Search is constrained to the catalogue, and histories and rows are as in TIGER.
 - A score is the log-probability of the item in the dense softmax over all items with an id.
 
-B batch, T events, W targets of a row, L levels, I items, K results, D width, N targets.
+Shapes: B batch, T events, W targets of a row, L levels, I items, K results, D width, N targets.
 """
 
 from __future__ import annotations
@@ -46,9 +49,10 @@ QUERIES = ("state+last", "state")
 
 
 class LIGER(Generator):
-    """Reads ids of one modality and item vectors. Items without an id cannot be recommended.
+    """Encoder–decoder over the codes of one modality, with a dense head over item vectors.
 
-    ``is_trained`` (I + 1,) bool marks the items with training events; before a training there are none.
+    Items without an id cannot be recommended. ``is_trained`` (I + 1,) bool marks the items with training events; before
+    a training there are none. Raises ValueError for ids of several modalities.
     """
 
     losses = ("full_softmax",)
@@ -108,9 +112,11 @@ class LIGER(Generator):
         self.register_buffer("is_trained", torch.zeros(n_items + 1, dtype=torch.bool))
 
     def set_trained_items(self, mask: Tensor) -> None:
+        """Store the mask (I + 1,) bool of items with training events; all others are cold items."""
         self.is_trained.copy_(mask)
 
     def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
+        """Return the loss (scalar): that of the codes plus ``dense_weight`` times that of the dense softmax."""
         inputs, targets, real = targets_of(batch, self.codes.has_id, one_pass=self.config.one_pass)
         table = self.content()
         hidden = self.transformer.decode(self.encode(inputs, table), self.codes.tokens[targets])
@@ -143,15 +149,18 @@ class LIGER(Generator):
         return F.normalize(query_ND, dim=-1) / self.config.dense_temperature
 
     def item_tables(self) -> dict[str, Tensor]:
+        """Return the tables (I + 1, D) of code embeddings (``codes``) and of projected item vectors (``content``)."""
         return {
             "codes": self.transformer.input.items(self.codes.tokens, self.codes.has_id),
             "content": self.content() * self.content.has_content()[:, None],
         }
 
     def steps(self, batch: Batch) -> CodeSteps:
+        """Return the decoding steps for the histories of ``batch``."""
         return CodeSteps(self.transformer, self.encode(batch, self.content()), self.codes.first, self.codes.sizes)
 
     def search_batch(self, batch: Batch, k: int, request: SearchRequest) -> tuple[Tensor, Tensor]:
+        """Return the ``k`` best items (B, k) by the dense head among those of ``retrieve``, and scores (B, k)."""
         batch = batch if batch.items.shape[1] else batch.pad(1)
         steps, retrieve = self.steps(batch), self.config.retrieve
         if retrieve == "all":

@@ -1,13 +1,18 @@
-"""LightGCN: He et al., LightGCN: Simplifying and Powering Graph Convolution Network for Recommendation, SIGIR 2020.
+"""LightGCN: user and item embeddings smoothed over the graph of events.
+
+Paper: He, Deng, Wang, Li, Zhang, Wang, LightGCN: Simplifying and Powering Graph Convolution Network for Recommendation,
+SIGIR 2020 (arXiv 2002.02126).
 
 Embeddings of users and items E⁰ are smoothed over the bipartite graph, E^(l+1) = D^-½ A D^-½ E^l (eq. 7), and averaged
 over the layers l = 0..L (eq. 8); the score is the product of user and item. Trained by BPR with one negative for every
-pair and L2 on E⁰ (eq. 15). N nodes (users, then items), D width, B batch, I items.
+pair and L2 on E⁰ (eq. 15).
 
-Deviations: histories are anonymous, so every user is computed from his history by one propagation,
-e_u^l = Σ_i e_i^(l-1) / √(n_u n_i) with n the degrees and e_u⁰ = 0, and no users are stored. ``user_embeddings: false``
-trains without E⁰ of users, too, so that training and serving agree. Where events have weights, the BPR term of a pair
-has the largest weight of the pair over their mean; the graph and histories have none.
+Differences: histories are anonymous, so every user is computed from his history by one propagation, e_u^l = Σ_i
+e_i^(l-1) / √(n_u n_i) with n the degrees and e_u⁰ = 0, and no users are stored. ``user_embeddings: false`` trains
+without E⁰ of users, too, so that training and serving agree. Where events have weights, the BPR term of a pair has the
+largest weight of the pair over their mean; the graph and histories have none.
+
+Shapes: N nodes (users, then items), D width, B batch, I items.
 """
 
 from __future__ import annotations
@@ -34,7 +39,10 @@ class LightGCN(ClosedForm):
 
     @dataclass(frozen=True)
     class Config:
-        """``batch``: pairs per step. ``penalty``: weight of L2 on the embeddings of a step."""
+        """Settings of propagation and training.
+
+        ``batch``: pairs per step. ``penalty``: weight of L2 on the embeddings of a step.
+        """
 
         dim: int = 64
         layers: int = 2
@@ -59,6 +67,7 @@ class LightGCN(ClosedForm):
         self.register_buffer("given", torch.zeros(n_items + 1, config.dim))  # input vectors of histories
 
     def fit(self, train: Sequences) -> None:
+        """Train the embeddings for ``epochs`` and store the item tables (I + 1, D)."""
         with progress(self.config.epochs, "train", unit="epochs") as bar:
             for loss in self.epochs(train):
                 bar.add(1, loss=loss)
@@ -90,7 +99,11 @@ class LightGCN(ClosedForm):
             yield float(total)
 
     def bpr(self, ego_ND: Tensor, graph: Tensor, nodes: Tensor, weights_B: Tensor | None = None) -> Tensor:
-        """Return equation 15 per pair for ``nodes`` (3, B): users, their items, negatives; ``weights_B`` of pairs."""
+        """Return the loss (scalar) of equation 15 per pair.
+
+        ``ego_ND`` are the embeddings E⁰, ``graph`` (N, N); ``nodes`` (3, B): users, their items, negatives;
+        ``weights_B`` of pairs.
+        """
         user, item, negative = F.embedding(nodes, propagate(ego_ND, graph, self.config.layers))
         terms = F.softplus((user * (negative - item)).sum(1))
         bpr = terms.mean() if weights_B is None else (weights_B * terms).mean()
@@ -99,7 +112,7 @@ class LightGCN(ClosedForm):
         return bpr + self.config.penalty * squares / (2 * nodes.shape[1])
 
     def set_tables(self, ego_ND: Tensor, graph: Tensor, pairs: Pairs) -> None:
-        """Compute the item tables of ``score`` from the embeddings E⁰."""
+        """Compute the item tables (I + 1, D) from the embeddings E⁰ ``ego_ND`` and the ``graph`` (N, N)."""
         L = self.config.layers
         below_ND = propagate(ego_ND, graph, L - 1) * (L / (L + 1))  # sum of layers 0..L-1, divided by L + 1
         degree = torch.bincount(pairs.item, minlength=pairs.width).clamp(min=1)
@@ -107,13 +120,16 @@ class LightGCN(ClosedForm):
         self.items = propagate(ego_ND, graph, L)[pairs.users :]
 
     def item_tables(self) -> dict[str, Tensor]:
+        """Return the tables (I + 1, D) that read histories (``input``) and score items (``output``)."""
         return {"input": self.given, "output": self.items}
 
     def query_vectors(self, batch: Batch) -> Tensor:
+        """Return user vectors (B, D), propagated from the distinct items of each history."""
         in_history = (item_counts(batch.items, self.n_items) > 0).float()
         return (in_history @ self.given) / in_history.sum(1, keepdim=True).clamp(min=1).sqrt()
 
     def output_vectors(self) -> Tensor:
+        """Return the final item embeddings (I + 1, D)."""
         return self.items
 
 
@@ -126,7 +142,7 @@ def adjacency(pairs: Pairs) -> Tensor:
 
 
 def propagate(x_ND: Tensor, graph: Tensor, layers: int) -> Tensor:
-    """Return the mean of ``graph``^l x over l = 0..layers; ``graph`` is symmetric."""
+    """Return the mean (N, D) of ``graph``^l x over l = 0..layers; ``graph`` (N, N) is symmetric."""
     mean: Tensor = _Propagation.apply(x_ND, graph, layers)  # type: ignore[no-untyped-call]
     return mean
 

@@ -1,7 +1,12 @@
-"""LSTM: Hochreiter & Schmidhuber, Long Short-Term Memory, Neural Computation 1997; forget gate of Gers et al. 2000.
+"""LSTM: causal recurrent network of LSTM cells, GRU4Rec with another cell.
 
-GRU4Rec (Hidasi et al., ICLR 2016) with another cell, and with the deviations of models/gru4rec.py. No peepholes.
-B batch, T time, D width, I items.
+Papers: Hochreiter, Schmidhuber, Long Short-Term Memory, Neural Computation 1997 (doi 10.1162/neco.1997.9.8.1735);
+forget gate of Gers, Schmidhuber, Cummins, Learning to Forget, Neural Computation 2000 (doi 10.1162/089976600300015015);
+recommender after Hidasi et al., GRU4Rec, ICLR 2016 (arXiv 1511.06939).
+
+Differences: those of GRU4Rec (``gru4rec``). No peepholes.
+
+Shapes: B batch, T time, D width, I items.
 """
 
 from __future__ import annotations
@@ -31,4 +36,5 @@ class LSTM(NextItem):
         self.encoder = Recurrent(nn.LSTM, config)
 
     def encode(self, x_BTD: Tensor, batch: Batch) -> Tensor:
+        """Return hidden states (B, T, D) of embedded events ``x_BTD``."""
         return self.encoder(x_BTD * math.sqrt(self.config.dim))

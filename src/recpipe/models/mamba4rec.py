@@ -1,11 +1,17 @@
-"""Mamba4Rec: Liu et al., Mamba4Rec: Towards Efficient Sequential Recommendation with Selective SSMs, 2024.
+"""Mamba4Rec: causal state-space network of Mamba-2 layers.
 
-B batch, T time, D width, I items. Deviations:
-- The mixer is Mamba-2 (Dao & Gu, ICML 2024): one decay per head and event (Mamba-1: per channel and state), so that it
-  consists of matrix products, also on a CPU.
+Papers: Liu et al., Mamba4Rec: Towards Efficient Sequential Recommendation with Selective State Space Models, 2024
+(arXiv 2403.03900); the mixer of Dao, Gu, Transformers are SSMs (Mamba-2), ICML 2024 (arXiv 2405.21060).
+
+Differences:
+
+- The mixer is Mamba-2: one decay per head and event (Mamba-1: per channel and state), so that it consists of matrix
+  products, also on a CPU.
 - Two layers by default (paper: one, and two in an ablation); the residual around the mixer also with one layer.
 - Initial weights of the mixer as in Mamba, not N(0, 0.02); epsilon of LayerNorm 1e-5, not 1e-12.
 - The loss is a training setting, at every position (paper: softmax, at the last position of every prefix).
+
+Shapes: B batch, T time, D width, I items.
 """
 
 from __future__ import annotations
@@ -34,6 +40,7 @@ class FeedForward(nn.Module):
         self.apply(init_normal)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        """Return the outputs (B, T, D) of ``x_BTD``."""
         return self.down(self.dropout(F.gelu(self.up(x_BTD))))
 
 
@@ -48,6 +55,10 @@ class Layer(nn.Module):
         self.before, self.dropout = config.norm == "before", nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, segments_BT: Tensor | None) -> Tensor:
+        """Return the layer's output (B, T, D).
+
+        ``segments_BT``: user of each event in a packed row, None in padded batches.
+        """
         if self.before:
             x_BTD = x_BTD + self.dropout(self.mamba(self.norm_mamba(x_BTD), segments_BT))
             return x_BTD + self.dropout(self.feed(self.norm_feed(x_BTD)))
@@ -60,8 +71,9 @@ class Mamba4Rec(NextItem):
 
     @dataclass(frozen=True)
     class Config:
-        """``feed_forward``, ``expand``: in multiples of ``dim``. ``state``: per channel. ``conv``: width in events.
+        """Settings of the state-space layers.
 
+        ``feed_forward``, ``expand``: in multiples of ``dim``. ``state``: per channel. ``conv``: width in events.
         ``norm``: after each branch (paper) or before (pre-normalisation). ``kernel``: auto, torch or mamba_ssm.
         ``chunk``: events per chunk of the scan, 0 chooses by device.
         """
@@ -91,6 +103,7 @@ class Mamba4Rec(NextItem):
         self.norm_last = nn.LayerNorm(config.dim) if config.norm == "before" else nn.Identity()
 
     def encode(self, x_BTD: Tensor, batch: Batch) -> Tensor:
+        """Return hidden states (B, T, D) of embedded events ``x_BTD``."""
         x_BTD = self.norm(self.dropout(x_BTD))
         for layer in self.layers:
             x_BTD = layer(x_BTD, batch.segments)

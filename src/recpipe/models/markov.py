@@ -1,15 +1,21 @@
-"""First-order Markov chain over items: Shani, Heckerman, Brafman, An MDP-Based Recommender System, JMLR 6, 2005.
+"""Markov: first-order Markov chain over items, smoothed by popularity.
+
+Papers: Shani, Heckerman, Brafman, An MDP-Based Recommender System, JMLR 6, 2005; smoothing of Zhai, Lafferty, A Study
+of Smoothing Methods for Language Models Applied to Information Retrieval, TOIS 22, 2004 (doi 10.1145/984321.984322),
+eq. 6.
 
 P(j | i) = (c_ij + μ p_j) / (c_i + μ) with c_ij the number of times that item j follows item i, c_i their sum over j,
-and p_j = (n_j + 1) / (N + I) the share of item j in all N events: Dirichlet smoothing (Zhai & Lafferty, TOIS 22, 2004,
-eq. 6) with the popularity of items as the background. B batch, T time, I items, E edges.
-
-Deviations: smoothing by popularity in place of the paper's skipping, clustering and mixture of orders; no rewards. With
-``last`` above 1, the probability is the mean of those after each of the latest items, weighted by ``decay``: a mixture
-of first-order chains, which needs no counts of longer contexts.
+and p_j = (n_j + 1) / (N + I) the share of item j in all N events: Dirichlet smoothing with the popularity of items as
+the background.
 
 The score is the log-probability. Users without history, and all users of a training set without transitions, get the
 items by popularity.
+
+Differences: smoothing by popularity in place of the paper's skipping, clustering and mixture of orders; no rewards.
+With ``last`` above 1, the probability is the mean of those after each of the latest items, weighted by ``decay``: a
+mixture of first-order chains, which needs no counts of longer contexts.
+
+Shapes: B batch, T time, I items, E edges.
 """
 
 from __future__ import annotations
@@ -29,11 +35,13 @@ from recpipe.models.recommender import ClosedForm
 
 
 class Markov(ClosedForm):
-    """Scores items by the probability that they follow the latest ones."""
+    """Markov chain: scores items by the log-probability that they follow the latest ones."""
 
     @dataclass(frozen=True)
     class Config:
-        """``smoothing``: μ, number of transitions that the background counts as. ``last``: latest items that are read.
+        """Settings of smoothing and of the mixture of latest items.
+
+        ``smoothing``: μ, number of transitions that the background counts as. ``last``: latest items that are read.
         ``decay``: weight of an item relative to the one after it; no effect for ``last: 1``.
         """
 
@@ -66,6 +74,7 @@ class Markov(ClosedForm):
         self.register_buffer("background", background)  # p (I + 1,)
 
     def fit(self, train: Sequences) -> None:
+        """Count the transitions of training as a sparse matrix of E edges, and the popularity (I + 1,) of items."""
         transitions = transition_counts(train, self.n_items)
         self.offsets, self.following, self.counts = store_matrix(transitions, self.device)
         events = np.bincount(train.items, train.weights, minlength=self.n_items + 1) + 1.0

@@ -1,10 +1,13 @@
-"""MaskGR: Shah et al., Masked Diffusion for Generative Recommendation, 2025 (arXiv 2511.23021).
+"""MaskGR: masked diffusion over the codes of the next item's semantic id.
 
-Masked diffusion over the codes of the next item: a random part of them is masked, and a bidirectional decoder, which
-attends to the encoded history, predicts the masked ones from the others. A list is made from fully masked ids by a beam
-search that reveals one code per step, in the order of the model's confidence.
+Paper: Shah et al., Masked Diffusion for Generative Recommendation, 2025 (arXiv 2511.23021).
 
-Deviations from the paper:
+A random part of the codes is masked, and a bidirectional decoder, which attends to the encoded history, predicts the
+masked ones from the others. A list is made from fully masked ids by a beam search that reveals one code per step, in
+the order of the model's confidence.
+
+Differences:
+
 - Only codes of the target are masked, as in DiffGRM (Liu et al., 2025, arXiv 2510.21805), whose encoder–decoder this
   is; the paper masks codes of whole histories in one encoder. History, rows and ``one_pass`` are as in TIGER.
 - Of L codes, n are masked, with n uniform in 1 .. L, and the loss is their mean: t = n / L and the weight 1 / t. Its
@@ -12,8 +15,8 @@ Deviations from the paper:
 - Search is constrained to the catalogue, never returns a seen or excluded item, and reveals one code per step; paper
   and DiffGRM can reveal several.
 
-B batch, T events, K beams, W targets of a row, L levels, I items, D width, V codes of the largest level, S tokens of
-the encoder.
+Shapes: B batch, T events, K beams, W targets of a row, L levels, I items, D width, V codes of the largest level, S
+tokens of the encoder.
 """
 
 from __future__ import annotations
@@ -41,7 +44,11 @@ MAX_ATTENTION = 1 << 25  # attention weights of a layer that exist at once in a 
 
 
 class MaskGR(Generator):
-    """Scores are log-probabilities of items, of the softmax over the codes of each level."""
+    """Encoder–decoder that predicts masked codes; scores are log-probabilities of items.
+
+    Probabilities are of the softmax over the codes of each level. Raises ValueError for ids of several modalities, and
+    if ``least_masked`` exceeds the number of levels.
+    """
 
     losses = ("full_softmax",)
     search_settings = ("beam", "order")
@@ -49,10 +56,11 @@ class MaskGR(Generator):
 
     @dataclass(frozen=True)
     class Config(T5Shape):
-        """``users``, ``one_pass``, ``recency`` and ``beam`` as in TIGER.
+        """Settings of the encoder–decoder, of masking and of the search.
 
-        ``order`` in which a search reveals codes: ``confidence``, each beam by its own, or ``left_to_right``, with
-        TIGER's search. ``least_masked``: the fewest codes that are masked in training.
+        ``users``, ``one_pass``, ``recency`` and ``beam`` as in TIGER. ``order`` in which a search reveals codes:
+        ``confidence``, each beam by its own, or ``left_to_right``, with TIGER's search. ``least_masked``: the fewest
+        codes that are masked in training.
         """
 
         users: int = 0
@@ -83,18 +91,26 @@ class MaskGR(Generator):
         self.encoder, self.decoder = Encoder(config), Decoder(config, causal=False, recency=config.recency)
 
     def features(self, sequences: Sequences) -> Features:
+        """Return the features of users (U, M) that the encoder's first token reads."""
         return self.input.features(sequences.users)
 
     def cached_weights(self) -> AbstractContextManager[None]:
+        """Return an empty context: nothing is cached."""
         return nullcontext()
 
     def sampler(self) -> None:
+        """Return None: lists are the best items, never a sample."""
         return None
 
     def item_tables(self) -> dict[str, Tensor]:
+        """Return the sums of code embeddings (I + 1, D) of items as the table ``codes``."""
         return {"codes": self.input.items(self.codes.tokens, self.codes.has_id)}
 
     def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
+        """Return the mean cross-entropy (scalar) of the masked codes of all targets.
+
+        Raises ValueError for a softmax over trained items only (``loss.items``), and for ids that items share.
+        """
         _ = self.codes.tree  # refuses ids that items share before the first step, not in the first search
         if loss_items(criterion) is not None:
             raise ValueError("the softmax of maskgr is over codes, not over items; set train.loss.items: all")
@@ -154,9 +170,11 @@ class MaskGR(Generator):
         return self.decoder(x.flatten(1, 2), memory, **masks).unflatten(1, (width, levels)) * self.config.dim**-0.5
 
     def steps(self, batch: Batch) -> MaskedSteps:
+        """Return the decoder of one search for the histories of ``batch``."""
         return MaskedSteps(self, *self.encode(batch))
 
     def search_batch(self, batch: Batch, k: int, request: SearchRequest) -> tuple[Tensor, Tensor]:
+        """Return the best ``k`` items (B, k) in the configured ``order``, 0 for none, and log-probabilities."""
         codes, steps, beam = self.codes, self.steps(batch), self.config.beam
         seen, allowed = request.seen_rows(codes), request.allowed_rows(codes)
         tree = codes.tree  # refuses ids that items share
@@ -176,7 +194,7 @@ class MaskedSteps:
         self.codes: Tensor | None = None  # (B, K, l) of the beams after l steps from left to right
 
     def log_probs(self, codes_BKL: Tensor) -> Tensor:
-        """Log-probabilities (B, K, L, V), as ``MaskedDecoder`` says."""
+        """Return log-probabilities (B, K, L, V) of the codes of partial ids ``codes_BKL``; see ``MaskedDecoder``."""
         hidden = self._hidden(codes_BKL)
         width = max(self.model.sizes)
         levels = [
@@ -186,7 +204,7 @@ class MaskedSteps:
         return torch.stack(levels, 2)
 
     def step(self, level: int, codes_BK: Tensor | None, parents_BK: Tensor | None) -> Tensor:
-        """Log-probabilities (B, K, V_level) of a level whose earlier codes are revealed, as ``LevelDecoder`` says."""
+        """Return log-probabilities (B, K, V_level) of a level after its earlier codes; see ``LevelDecoder``."""
         if codes_BK is None or parents_BK is None:
             users = len(self.memory.layers[0][0])
             self.codes = torch.empty(users, 1, 0, dtype=torch.int64, device=self.event_S.device)

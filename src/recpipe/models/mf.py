@@ -1,18 +1,20 @@
-"""Matrix factorisation with squared loss or BPR; the score is the product of user and item factors.
+"""MF: matrix factorisation with squared loss or BPR; the score is the product of user and item factors.
 
-- squared: PMF (Salakhutdinov & Mnih, Probabilistic Matrix Factorization, NIPS 2007) of events: value 1 for a training
-  pair, 0 for each of its ``negatives``.
-- bpr: Rendle et al., BPR: Bayesian Personalized Ranking from Implicit Feedback, UAI 2009.
+Papers: Salakhutdinov, Mnih, Probabilistic Matrix Factorization, NIPS 2007 (``loss: squared``); Rendle, Freudenthaler,
+Gantner, Schmidt-Thieme, BPR: Bayesian Personalized Ranking from Implicit Feedback, UAI 2009, arXiv 1205.2618 (``loss:
+bpr``).
 
-Deviation: histories are anonymous, so the factors of every user are computed from his history, and no users are stored.
-For squared they minimise the training loss of that history with fixed items (ridge regression; negatives enter by
-their expectation). BPR has no closed form: the factors are a linear map of the sum of the items' factors divided by
-the root of their number, fitted by ridge regression to the trained users.
+With squared loss the value is 1 for a training pair and 0 for each of its ``negatives``. With BPR a training pair is
+ranked above each of its ``negatives``.
 
+Differences: histories are anonymous, so the factors of every user are computed from his history, and no users are
+stored. For squared they minimise the training loss of that history with fixed items (ridge regression; negatives enter
+by their expectation). BPR has no closed form: the factors are a linear map of the sum of the items' factors divided by
+the root of their number, fitted by ridge regression to the trained users. Squared loss is of events, not of ratings.
 Where events have weights, the term of a pair, with its negatives and penalty, has the largest weight of the pair over
 their mean; so has an item of a history for squared. The map of BPR reads histories without weights.
 
-B batch, T time, I items, U users, D width.
+Shapes: B batch, T time, I items, U users, N items of a pair (the positive one, then its negatives), D width.
 """
 
 from __future__ import annotations
@@ -40,7 +42,10 @@ class MF(ClosedForm):
 
     @dataclass(frozen=True)
     class Config:
-        """``batch``: pairs per step. ``penalty``: weight of half the squared norms of the factors of a step."""
+        """Settings of the factors and of training.
+
+        ``batch``: pairs per step. ``penalty``: weight of half the squared norms of the factors of a step.
+        """
 
         loss: str = "squared"
         dim: int = 64
@@ -68,6 +73,7 @@ class MF(ClosedForm):
         self.register_buffer("fold", torch.eye(config.dim + (config.loss == "bpr"), config.dim))  # of ``user_factors``
 
     def fit(self, train: Sequences) -> None:
+        """Train the factors for ``epochs`` and store those of items (I + 1, D)."""
         with progress(self.config.epochs, "train", unit="epochs") as bar:
             for loss in self.epochs(train):
                 bar.add(1, loss=loss)
@@ -93,7 +99,10 @@ class MF(ClosedForm):
             yield float(total)
 
     def pair_loss(self, users_BD: Tensor, items_BND: Tensor, weights_B: Tensor | None = None) -> Tensor:
-        """Return the mean loss of pairs with ``weights_B``; items N are the positive one, then the negatives."""
+        """Return the mean loss (scalar) of pairs of users (B, D) and items (B, N, D) with weights ``weights_B``.
+
+        The first item of N is the positive one, the others are its negatives.
+        """
         scores = (users_BD[:, None] * items_BND).sum(2)
         if self.config.loss == "bpr":
             error = F.softplus(scores[:, 1:] - scores[:, :1]).sum(1)
@@ -104,7 +113,7 @@ class MF(ClosedForm):
         return terms.mean() if weights_B is None else (weights_B * terms).mean()
 
     def set_factors(self, users_UD: Tensor, items_ID: Tensor, pairs: Pairs) -> None:
-        """Store the item factors and fit the map from histories to user factors."""
+        """Store the item factors (I + 1, D) and fit the map from histories to the user factors (U, D)."""
         config, self.items = self.config, items_ID.clone()
         self.items[0] = 0.0
         if config.loss == "squared":
@@ -119,15 +128,18 @@ class MF(ClosedForm):
             self.fold = torch.linalg.solve(gram, features.T @ users_UD)
 
     def item_tables(self) -> dict[str, Tensor]:
+        """Return the item factors (I + 1, D) as the table ``input``."""
         return {"input": self.items}
 
     def query_vectors(self, batch: Batch) -> Tensor:
+        """Return user factors (B, D), computed from histories."""
         step = max(SYSTEMS // self.config.dim**2, 1)
         weights = torch.ones_like(batch.items, dtype=torch.float32) if batch.weights is None else batch.weights
         parts = zip(batch.items.split(step), weights.split(step), strict=True)
         return torch.cat([self.user_factors(*part) for part in parts])
 
     def output_vectors(self) -> Tensor:
+        """Return the item factors (I + 1, D)."""
         return self.items
 
     def user_factors(self, items_BT: Tensor, weights_BT: Tensor | None = None) -> Tensor:

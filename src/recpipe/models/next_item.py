@@ -42,6 +42,7 @@ class NextItem(Scorer):
         return table
 
     def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
+        """Return the loss (scalar): the hidden state after each event against the item of the next one."""
         inputs, targets = batch.inputs_and_targets()
         table = self.items.table()
         is_target = targets > 0
@@ -51,6 +52,7 @@ class NextItem(Scorer):
         return criterion(hidden, head, targets[is_target], inputs.target_weights(is_target), **context)
 
     def query_vectors(self, batch: Batch) -> Tensor:
+        """Return the hidden states (B, D) after the last event of each history, transformed by ``output_query``."""
         batch = batch if batch.items.shape[1] else batch.pad(1)
         table, last = self.items.table(), (batch.lengths - 1).clamp(min=0)
         rows = torch.arange(last.shape[0], device=last.device)  # len() would fix the batch size of an exported graph
@@ -58,6 +60,7 @@ class NextItem(Scorer):
         return self.output_query(hidden)
 
     def output_vectors(self) -> Tensor:
+        """Return the item table (I + 1, D), transformed by ``output_table``."""
         return self.output_table(self.items.head(self.items.table()))
 
     def hidden(self, batch: Batch) -> Tensor:
@@ -66,10 +69,13 @@ class NextItem(Scorer):
 
     @property
     def scores_by_content(self) -> bool:
+        """Whether item vectors are computed from content alone, so that items without training events are scored."""
         return self.items.is_content_alone
 
     def item_vectors(self) -> Tensor:
+        """Return the item table (I + 1, D) that scores items, before ``output_table``."""
         return self.items.head(self.items.table())
 
     def item_tables(self) -> dict[str, Tensor]:
+        """Return the input and output tables of items (I + 1, D)."""
         return self.items.tables()

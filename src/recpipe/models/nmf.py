@@ -1,10 +1,16 @@
-"""Non-negative matrix factorisation: Lee & Seung, Nature 401, 1999; fitted by scikit-learn.
+"""NMF: non-negative matrix factorisation, fitted by scikit-learn.
 
-X ≈ W H with W, H ≥ 0 for the user × item matrix X, by coordinate descent on ½‖X − W H‖² with penalties (Cichocki &
-Phan, IEICE 2009). A user's row of W is fitted to his history with H fixed, by the same descent in batches on the device
-(scikit-learn's ``transform``). The score is w H. B batch, I items, K factors.
+Papers: Lee, Seung, Learning the Parts of Objects by Non-negative Matrix Factorization, Nature 401, 1999 (doi
+10.1038/44565); coordinate descent of Cichocki, Phan, Fast Local Algorithms for Large Scale Nonnegative Matrix and
+Tensor Factorizations, IEICE 2009.
 
-Deviation: X holds events, not ratings.
+X ≈ W H with W, H ≥ 0 for the user × item matrix X, by coordinate descent on ½‖X − W H‖² with penalties. A user's row of
+W is fitted to his history with H fixed, by the same descent in batches on the device (scikit-learn's ``transform``).
+The score is w H.
+
+Differences: X holds events, not ratings.
+
+Shapes: B batch, I items, K factors.
 """
 
 from __future__ import annotations
@@ -27,14 +33,15 @@ SWEEPS = 20  # of the coordinate descent for a user: exact to about 1e-3
 
 
 class NMF(ClosedForm):
-    """Represents a user as a non-negative mixture of ``factors`` parts of the catalogue."""
+    """Non-negative factorisation: represents a user as a mixture of ``factors`` parts of the catalogue."""
 
     @dataclass(frozen=True)
     class Config:
-        """``scaling``: entry of X for c events of an item, 1 (binary) or ln(1 + c) (log); with weights of events, the
-        largest of the pair or ln(1 + their sum).
+        """Settings of the matrix and of its factorisation.
 
-        ``penalty``: scikit-learn's alpha_W = alpha_H, with the share ``l1_ratio`` of L1. ``iterations``: at most.
+        ``scaling``: entry of X for c events of an item, 1 (binary) or ln(1 + c) (log); with weights of events, the
+        largest of the pair or ln(1 + their sum). ``penalty``: scikit-learn's alpha_W = alpha_H, with the share
+        ``l1_ratio`` of L1. ``iterations``: at most.
         """
 
         factors: int = 32
@@ -60,6 +67,7 @@ class NMF(ClosedForm):
         self.register_buffer("parts", torch.zeros(0, n_items + 1))  # H (K, I + 1)
 
     def fit(self, train: Sequences) -> None:
+        """Fit the parts H (K, I + 1) to training events."""
         from scipy.sparse import csr_matrix
         from sklearn.decomposition import NMF as Factorisation
         from sklearn.exceptions import ConvergenceWarning
@@ -82,17 +90,21 @@ class NMF(ClosedForm):
         self.parts = F.pad(torch.from_numpy(fitted.components_).float(), (1, 0)).to(self.device)
 
     def item_tables(self) -> dict[str, Tensor]:
+        """Return the parts Hᵀ (I + 1, K) as the table ``input``."""
         return {"input": self.parts.T}
 
     def query_vectors(self, batch: Batch) -> Tensor:
+        """Return the mixtures (B, K) of histories."""
         return self.mixture(history_values(batch, self.n_items, self.config.scaling))
 
     def output_vectors(self) -> Tensor:
+        """Return the parts Hᵀ (I + 1, K)."""
         return self.parts.T
 
     def mixture(self, x: Tensor) -> Tensor:
-        """Return w ≥ 0 (B, K) that minimises, for x (B, I + 1),
-        ½‖x − w H‖² + I · penalty · (l1_ratio · Σw + (1 − l1_ratio) / 2 · ‖w‖²).
+        """Return w ≥ 0 (B, K), fitted to the rows x (B, I + 1) by ``SWEEPS`` of coordinate descent.
+
+        It minimises ½‖x − w H‖² + I · penalty · (l1_ratio · Σw + (1 − l1_ratio) / 2 · ‖w‖²).
         """
         penalty, l1_ratio = self.config.penalty * self.n_items, self.config.l1_ratio
         gram = self.parts @ self.parts.T + penalty * (1 - l1_ratio) * torch.eye(len(self.parts), device=x.device)

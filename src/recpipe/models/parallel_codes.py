@@ -39,19 +39,25 @@ class ParallelCodesConfig(Protocol):
     """
 
     @property
-    def softmax(self) -> str: ...
+    def softmax(self) -> str:
+        """``items`` for one softmax over the items, otherwise one per level."""
+
     @property
-    def search(self) -> str: ...
+    def search(self) -> str:
+        """``exact`` or the name of an approximate search."""
+
     @property
-    def modality_weights(self) -> tuple[float, ...] | None: ...
+    def modality_weights(self) -> tuple[float, ...] | None:
+        """Weights of the mixture of several kinds of ids, in their order; None: see above."""
 
 
 class ParallelCodes(Scorer, TreeSearcher):
-    """Scores are log-probabilities of items by their ids; items without any id cannot be recommended.
+    """Base class of models that predict all codes at once; scores are log-probabilities of items by their ids.
 
-    Of several kinds of ids the probability of an item is a mixture of those by each, 0 where it has none of a kind.
-    Branch and bound over the prefix tree computes the lists of more than ``MIN_BRANCH_AND_BOUND`` items, the same ones.
-    Subclasses write ``level_log_probs`` and ``loss``.
+    Items without any id cannot be recommended. Of several kinds of ids the probability of an item is a mixture of those
+    by each, 0 where it has none of a kind. Branch and bound over the prefix tree computes the lists of more than
+    ``MIN_BRANCH_AND_BOUND`` items, the same ones. Subclasses write ``level_log_probs`` and ``loss``. Raises ValueError
+    if the number of ``modality_weights`` is not that of the kinds of ids.
     """
 
     reads_ids = True
@@ -97,11 +103,12 @@ class ParallelCodes(Scorer, TreeSearcher):
 
     @property
     def tokens(self) -> Tensor:
-        """(I + 1, L): tokens of every item in all kinds of ids."""
+        """Tokens (I + 1, L) of every item in all kinds of ids."""
         books = self.books
         return torch.cat([tokens_of_kind(books, m) for m in range(len(books))], 1)
 
     def item_codes(self) -> dict[str, ItemCodes]:
+        """Return the semantic ids of items by kind."""
         return dict(zip(self.names, self.books, strict=True))
 
     def kinds(self) -> list[tuple[ItemCodes, slice]]:
@@ -116,9 +123,10 @@ class ParallelCodes(Scorer, TreeSearcher):
         among: Tensor | None,
         weights_M: Tensor | None = None,
     ) -> Tensor:
-        """Return the mean cross-entropy of M targets among the items ``among`` (I + 1,) bool by their ids in ``book``.
+        """Return the mean cross-entropy (scalar) of M targets among the items ``among`` by their ids in ``book``.
 
-        ``logits`` (levels of the book) of (M, V_l): an item's is the sum of those of its codes.
+        ``logits`` are L tensors (M, V_l), a level each: an item's logit is the sum of those of its codes. ``among`` (I
+        + 1,) bool, None for all items; ``weights_M`` of the targets.
         """
         items = book.has_id if among is None else book.has_id & among
         return item_cross_entropy(logits, book.codes[items], items.cumsum(0)[items_M] - 1, weights_M)
@@ -135,6 +143,7 @@ class ParallelCodes(Scorer, TreeSearcher):
         return log_probs
 
     def score(self, batch: Batch) -> Tensor:
+        """Return log-probabilities (B, I + 1) of items, -inf for items without an id."""
         log_probs = self.level_log_probs(batch)
         parts = [self._item_scores(log_probs[span], book) for book, span in self.kinds()]
         if len(parts) == 1:
@@ -150,23 +159,28 @@ class ParallelCodes(Scorer, TreeSearcher):
         return scores
 
     def tune(self, validate: Callable[[], float]) -> dict[str, float]:
+        """Choose the weight of the first of two kinds of ids by ``validate()``; return it, or nothing if it is set."""
         if len(self.names) != 2 or self.config.modality_weights is not None:
             return {}
         return {self.modality: tune_mixture(self.modality_weights, MODALITY_WEIGHTS, validate)}
 
     @property
     def searches(self) -> bool:
+        """Whether an approximate search is configured in place of ``search: exact``."""
         return bool(self.config.search != "exact")
 
     def beams(self, k: int) -> int:
+        """Return the number of prefixes per user that branch and bound keeps for ``k`` items."""
         return BEAM_FACTOR * k
 
     def search_batch(self, batch: Batch, k: int, request: SearchRequest) -> tuple[Tensor, Tensor]:
+        """Return the best ``k`` items (B, k), 0 for none, and log-probabilities (B, k), by branch and bound."""
         log_probs, k = self.log_probabilities(batch), min(k, len(self.codes.rows))
         seen, allowed = request.seen_rows(self.codes), request.allowed_rows(self.codes)
         return items_of(exact_top(log_probs, self.codes.tree, k, seen=seen, allowed=allowed), self.codes)
 
     def top_k_batches(self, histories: Sequences, k: int, **options: Any) -> Lists:
+        """Yield lists as ``TreeSearcher`` for large catalogues under ``search: exact``, otherwise as ``Scorer``."""
         large = self.config.search == "exact" and len(self.codes.rows) > MIN_BRANCH_AND_BOUND and not self.history_bias
         base = TreeSearcher if large and len(self.names) == 1 and self.ids_are_unique() else Scorer
         yield from base.top_k_batches(self, histories, k, **options)

@@ -1,9 +1,12 @@
 """Parallel TIGER: all codes of the next item's semantic id at once, from one learned query per level.
 
-After N. Nguyen's efficient_generative_reco (2025, no paper): an encoder of T5's shape reads a history, one token per
-item, and L queries attend to it together; query l gives the distribution of code l.
+Source: N. Nguyen, efficient_generative_reco, 2025 (a repository, no paper).
 
-Deviations from the original:
+An encoder of T5's shape reads a history, one token per item, and L queries attend to it together; query l gives the
+distribution of code l.
+
+Differences:
+
 - Given the history the levels are independent, so the score of an item, the sum over l of log p_l(its code l), is exact
   for the whole catalogue (``search: exact``). The original's constrained beam, ``search: beam``, is there for
   comparison and normalises before it masks (``renormalise: true``: after, as there).
@@ -12,7 +15,8 @@ Deviations from the original:
   kind: exact over the catalogue. The loss is the mean over the kinds.
 - Weights start at random instead of from t5-small. Training examples are those of TIGER.
 
-B batch, T events, W targets of a row, L levels of all kinds of ids, I items, D width, V codes of a level, M targets.
+Shapes: B batch, T events, W targets of a row, L levels of all kinds of ids, I items, D width, V codes of a level, M
+targets.
 """
 
 from __future__ import annotations
@@ -48,22 +52,25 @@ from recpipe.semantic_ids.prefix_tree import PrefixTree
 
 
 class ParallelTIGER(ParallelCodes):
-    """Encoder of T5's shape and one query per level."""
+    """Encoder of T5's shape with one decoder query per level.
+
+    Raises ValueError for settings that the number of levels or kinds of ids does not allow.
+    """
 
     @dataclass(frozen=True)
     class Config(T5Shape):
-        """``users``, ``one_pass`` and ``recency`` as in TIGER.
+        """Settings of the encoder, of the queries and of the search.
 
-        ``aggregate``: an item is the sum of its tokens, or one token per code (flatten); with flatten,
-        ``item_distance`` puts tokens of one item at distance 0, ``level_distance`` adds a bias by the levels of query
-        and key, and ``cross_level_distance`` one between the decoder's queries and the codes of the history.
-        ``softmax``: over the codes of a level, the tokens of all levels, or the items (cross-entropy of whole ids).
-        ``head``: ``tokens``, the embedded ones, or ``mlp``, with a hidden layer per level. ``weights`` (L,) of the
-        levels' losses, in the original [1, .3315, .1935, .1113]. ``masked``: share of targets of which a random part of
-        the queries is replaced by the target's codes and only the others are trained. ``beam``, ``renormalise``,
-        ``temperatures`` (L,), ``stochastic`` and ``sample_seed``, as in TIGER, belong to ``search: beam``.
-        ``modality_weights``: of the mixture of several kinds of ids, in their order; None: even, and of two kinds
-        chosen on the validation fold after training.
+        ``users``, ``one_pass`` and ``recency`` as in TIGER. ``aggregate``: an item is the sum of its tokens, or one
+        token per code (flatten); with flatten, ``item_distance`` puts tokens of one item at distance 0,
+        ``level_distance`` adds a bias by the levels of query and key, and ``cross_level_distance`` one between the
+        decoder's queries and the codes of the history. ``softmax``: over the codes of a level, the tokens of all
+        levels, or the items (cross-entropy of whole ids). ``head``: ``tokens``, the embedded ones, or ``mlp``, with a
+        hidden layer per level. ``weights`` (L,) of the levels' losses, in the original [1, .3315, .1935, .1113].
+        ``masked``: share of targets of which a random part of the queries is replaced by the target's codes and only
+        the others are trained. ``beam``, ``renormalise``, ``temperatures`` (L,), ``stochastic`` and ``sample_seed``, as
+        in TIGER, belong to ``search: beam``. ``modality_weights``: of the mixture of several kinds of ids, in their
+        order; None: even, and of two kinds chosen on the validation fold after training.
         """
 
         users: int = 0
@@ -129,15 +136,18 @@ class ParallelTIGER(ParallelCodes):
         self.mlp = nn.ModuleList(nn.Linear(config.dim, config.dim) for _ in range(hidden_layers))
 
     def item_tables(self) -> dict[str, Tensor]:
+        """Return the sums of code embeddings (I + 1, D) of items, a table for each kind of ids."""
         tokens = self.tokens
         tables = [self.input.items(tokens[:, span], book.has_id) for book, span in self.kinds()]
         names = ["codes"] if len(tables) == 1 else [f"{name} codes" for name in self.names]
         return dict(zip(names, tables, strict=True))
 
     def features(self, sequences: Sequences) -> Features:
+        """Return the features of users (U, M) that the encoder's first token reads."""
         return self.input.features(sequences.users)
 
     def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
+        """Return the loss (scalar): cross-entropy of the codes, a weighted mean over levels, or of whole ids."""
         has_id = torch.stack([book.has_id for book in self.books])
         inputs, targets, real = targets_of(batch, has_id.any(0), one_pass=self.config.one_pass)
         tokens_BWL = self.tokens[targets]
@@ -179,6 +189,7 @@ class ParallelTIGER(ParallelCodes):
         return self.item_loss(logits, items_M, book, among, weights_M)
 
     def level_log_probs(self, batch: Batch) -> list[Tensor]:
+        """Return L log-probabilities (B, V_l) of codes; with ``softmax: items`` up to a constant per user."""
         batch = batch if batch.items.shape[1] else batch.pad(1)
         hidden_BWLD, _ = self._decode(batch, None)
         log_probs = []
@@ -189,6 +200,7 @@ class ParallelTIGER(ParallelCodes):
         return log_probs
 
     def score(self, batch: Batch) -> Tensor:
+        """Return log-probabilities (B, I + 1); with ``search: beam``, -inf for items that no beam reaches."""
         config = self.config
         if config.search == "exact":
             return super().score(batch)

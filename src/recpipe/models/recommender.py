@@ -83,11 +83,14 @@ class Recommender(nn.Module, ABC):
         self.history_bias = 0.0
 
     def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
-        """Return the training loss of a batch of training sequences (at most ``max_length + 1`` events each)."""
+        """Return the loss (scalar) of a batch of training sequences, of at most ``max_length + 1`` events each.
+
+        Raises TypeError for a closed-form model.
+        """
         raise TypeError(f"{type(self).__name__} is not trained by gradient")
 
     def fit(self, train: Sequences) -> None:
-        """Fit a closed-form model to training events."""
+        """Fit a closed-form model to training events. Raises TypeError for a model that is trained by gradient."""
         raise TypeError(f"{type(self).__name__} is trained by gradient")
 
     def set_trained_items(self, mask: Tensor) -> None:
@@ -192,7 +195,7 @@ class Recommender(nn.Module, ABC):
         return self.cold_users.scores(self.cold_users.segments(histories.select(rows, none, none)))
 
     def score_blocks(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Split ``rows`` so that the score matrix of a block has at most ``SCORES_AT_ONCE`` elements."""
+        """Split ``rows`` (U,) so that the score matrix of a block (B,) has at most ``SCORES_AT_ONCE`` elements."""
         size = max(SCORES_AT_ONCE // (self.n_items + 1), 1)
         return [rows[start : start + size] for start in range(0, len(rows), size)]
 
@@ -238,12 +241,12 @@ class Recommender(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """The device of the model's tensors."""
+        """Device of the model's tensors."""
         first = next(chain(self.parameters(), self.buffers()), None)
         return torch.device("cpu") if first is None else first.device
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Load a state dict strictly; buffers take the shapes and types of the saved tensors."""
+        """Load a state dict {name: tensor} strictly; buffers take the shapes and types of the saved tensors."""
         for name, buffer in list(self.named_buffers()):
             if name in tensors and (buffer.shape, buffer.dtype) != (tensors[name].shape, tensors[name].dtype):
                 owner, _, key = name.rpartition(".")
@@ -264,11 +267,17 @@ class Scorer(Recommender):
     dense_queries: ClassVar[bool] = False
 
     def query_vectors(self, batch: Batch) -> Tensor:
-        """Return vectors (B, D) of histories, to be multiplied with ``output_vectors``."""
+        """Return vectors (B, D) of histories, to be multiplied with ``output_vectors``.
+
+        Raises TypeError for a model whose scores are no such product.
+        """
         raise TypeError(f"{type(self).__name__} has no query vectors: its scores are no product of two vectors")
 
     def output_vectors(self) -> Tensor:
-        """Return vectors (I + 1, D) of items, row 0 padding, whose products with ``query_vectors`` are the scores."""
+        """Return vectors (I + 1, D) of items, row 0 padding, whose products with ``query_vectors`` are the scores.
+
+        Raises TypeError for a model whose scores are no such product.
+        """
         raise TypeError(f"{type(self).__name__} has no output vectors: its scores are no product of two vectors")
 
     def score(self, batch: Batch) -> Tensor:
@@ -354,6 +363,7 @@ class Scorer(Recommender):
         candidates: Candidates | None = None,
         excluded: UserItems | None = None,
     ) -> Lists:
+        """Yield rows (B,), items (B, K) and scores (B, K) over all users, from the scores of the whole catalogue."""
         restrictions: dict[str, Any] = {"exclude_seen": exclude_seen, "candidates": candidates, "excluded": excluded}
         for rows, scores in self.score_batches(histories, **restrictions):
             items, values = top_k(scores, k)
@@ -368,5 +378,6 @@ class ClosedForm(Scorer):
     _cache: Any = None  # computed from the buffers at the first ``score``
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load a state dict {name: tensor} and drop what ``score`` computed from the former one."""
         super().load_tensors(tensors)
         self._cache = None

@@ -26,7 +26,11 @@ def types() -> list[str]:
 
 
 def model_class(type_: str) -> type[Recommender]:
-    """Return the class in ``models/<type_>.py``. Raises ConfigError with the nearest spelling for an unknown type."""
+    """Return the class in ``models/<type_>.py``.
+
+    Raises ConfigError with the nearest spelling for an unknown type, ValueError if the file defines no or several
+    models.
+    """
     check_known(type_, types(), what="model type")
     module = importlib.import_module(f"recpipe.models.{type_}")
     classes = [

@@ -1,9 +1,12 @@
-"""RPG: Hou et al., Generating Long Semantic IDs in Parallel for Recommendation, KDD 2025 (arXiv 2506.05781).
+"""RPG: all 16 to 64 codes of a long semantic id at once, by a causal transformer with one head per code.
 
-An item is the mean of the embeddings of its 16 to 64 codes, each of a part of its text vector (OPQ). A causal
-transformer reads the items, and one head per code predicts all codes of the next item at once.
+Paper: Hou et al., Generating Long Semantic IDs in Parallel for Recommendation, KDD 2025 (arXiv 2506.05781).
 
-Deviations from the paper and its authors' code:
+An item is the mean of the embeddings of its codes, each of a part of its text vector (OPQ). A causal transformer reads
+the items, and one head per code predicts all codes of the next item at once.
+
+Differences:
+
 - Search is over the whole catalogue, exactly. ``search: graph`` is the paper's; see ``recpipe.decoding.graph``.
 - Embedded items times √D (``scale_embeddings``), an option of the conf: without it little is learned in few epochs.
 - Exact GELU, as in other models. Items without an id share one embedding per level, and are never recommended.
@@ -11,7 +14,8 @@ Deviations from the paper and its authors' code:
 - Several kinds of ids may be read: their codes are pooled together, and the probability of an item is a mixture.
 - Windows of long histories have all their events as targets; the code has one row per target after the first 50.
 
-B batch, T time, I items, L levels of all kinds of ids, V codes of a level, D width, M targets.
+Shapes: B batch, T time, I items, N items with an id, L levels of all kinds of ids, V codes of a level, E edges, D
+width, M targets.
 """
 
 from __future__ import annotations
@@ -46,14 +50,18 @@ MEASURED_ITEMS = 50_000  # largest catalogue for which the error of graph search
 
 
 class RPG(ParallelCodes):
-    """Causal transformer over pooled codes, and one softmax per code."""
+    """Causal transformer over pooled codes, with one softmax per code.
+
+    Raises ValueError for a graph search over several kinds of ids.
+    """
 
     layouts = ("padded", "packed")
 
     @dataclass(frozen=True)
     class Config:
-        """``feed_forward``: inner width. ``dropout`` is of embedded items, ``branch_dropout`` of residual branches.
+        """Settings of the transformer, of the code heads and of the search.
 
+        ``feed_forward``: inner width. ``dropout`` is of embedded items, ``branch_dropout`` of residual branches.
         ``scale_embeddings``: multiply embedded items by sqrt(dim), with which Adam learns faster, as in ``gpt``.
         ``temperature`` divides the cosines between heads and codes. ``softmax``: over the codes of a level, or the
         items. ``search``: exact, or along a graph of ``edges`` similar items of each, ``steps`` times the neighbours of
@@ -130,6 +138,10 @@ class RPG(ParallelCodes):
         return list(F.normalize(self.embedding.weight[1 : 1 + sum(self.sizes)], dim=-1).split(self.sizes))
 
     def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
+        """Return the loss (scalar): cross-entropy of codes by level, or of whole ids with ``softmax: items``.
+
+        Raises ValueError for a softmax over codes with ``loss.items: trained``.
+        """
         has_id, among = torch.stack([book.has_id for book in self.books]).any(0), loss_items(criterion)
         if among is not None and self.config.softmax == "level":
             raise ValueError("loss.items: trained leaves out items, and this softmax is over codes; set softmax: items")
@@ -151,6 +163,7 @@ class RPG(ParallelCodes):
         return torch.stack(losses).mean() if losses else hidden.sum() * 0
 
     def level_log_probs(self, batch: Batch) -> list[Tensor]:
+        """Return L log-probabilities (B, V_l) of the next item's codes."""
         batch = batch if batch.items.shape[1] else batch.pad(1)
         rows, last = torch.arange(len(batch.items), device=batch.items.device), (batch.lengths - 1).clamp(min=0)
         heads = self.code_heads(self.encode(batch)[rows, last], slice(None))
@@ -158,6 +171,7 @@ class RPG(ParallelCodes):
         return [(head @ table.T).float().log_softmax(-1) for head, table in pairs]
 
     def item_tables(self) -> dict[str, Tensor]:
+        """Return the mean code embeddings (I + 1, D) of items, a table for each kind of ids."""
         tokens, weight = self.tokens, self.embedding.weight
         tables = [
             F.embedding_bag(tokens[:, span], weight, mode="mean") * book.has_id[:, None] for book, span in self.kinds()
@@ -176,6 +190,7 @@ class RPG(ParallelCodes):
         return self.codes.codes[self.codes.has_id].long()
 
     def score(self, batch: Batch) -> Tensor:
+        """Return log-probabilities (B, I + 1); with ``search: graph``, -inf for items out of its reach."""
         if self.config.search == "exact":
             return super().score(batch)
         rows, scores = self._search(self.level_log_probs(batch))

@@ -1,13 +1,19 @@
-"""SASRec: Kang & McAuley, Self-Attentive Sequential Recommendation, ICDM 2018.
+"""SASRec: causal transformer over the items of a history.
 
-B batch, T time, D width, H heads, I items. Deviations:
+Paper: Kang, McAuley, Self-Attentive Sequential Recommendation, ICDM 2018 (arXiv 1808.09781).
+
+Variants in conf: gSASRec (Petrov, Macdonald, RecSys 2023, arXiv 2308.07192) uses the loss gbce and one item table (its
+authors' code: a second one for the output). eSASRec (Tikhonovich et al., RecSys 2025, arXiv 2508.06450) uses LiGR
+blocks and a sampled softmax.
+
+Differences:
+
 - LayerNorm before each block on query, key and value (paper: query only).
 - The loss is a training setting, full softmax by default (paper: one negative per positive).
 - Right-padding; positions count from the first event of a window.
 - Dropout of attention weights is a separate setting, 0 by default.
 
-Variants in conf: gSASRec (Petrov & Macdonald, RecSys 2023) uses the loss gbce and one item table (its authors' code: a
-second one for the output). eSASRec (RecSys 2025) uses LiGR blocks and a sampled softmax.
+Shapes: B batch, T time, D width, H heads, I items.
 """
 
 from __future__ import annotations
@@ -36,6 +42,7 @@ class Attention(nn.Module):
         self.qkv, self.out = nn.Linear(config.dim, 3 * config.dim), nn.Linear(config.dim, config.dim)
 
     def forward(self, x_BTD: Tensor, mask: Mask = None) -> Tensor:
+        """Return attended states (B, T, D) of ``x_BTD`` under the causal ``mask``."""
         B, T, D = x_BTD.shape
         q, k, v = self.qkv(x_BTD).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         return self.out(attend(q, k, v, mask, self.dropout).transpose(1, 2).reshape(B, T, D))
@@ -53,6 +60,7 @@ class Block(nn.Module):
         self.dropout, self.post, self.activation = nn.Dropout(config.dropout), config.norm == "post", config.activation
 
     def forward(self, x_BTD: Tensor, mask: Mask = None) -> Tensor:
+        """Return the block's output (B, T, D) of ``x_BTD`` under the causal ``mask``."""
         if self.post:
             x_BTD = self.norm_attention(x_BTD + self.dropout(self.attention(x_BTD, mask)))
             return self.norm_feed(x_BTD + self.feed_forward(x_BTD))
@@ -60,6 +68,7 @@ class Block(nn.Module):
         return x_BTD + self.feed_forward(self.norm_feed(x_BTD))
 
     def feed_forward(self, x_BTD: Tensor) -> Tensor:
+        """Return the feed-forward branch (B, T, D) of ``x_BTD``."""
         return self.dropout(self.down(ACTIVATIONS[self.activation](self.up(x_BTD))))
 
 
@@ -76,6 +85,7 @@ class LiGRBlock(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, mask: Mask = None) -> Tensor:
+        """Return the block's output (B, T, D) of ``x_BTD`` under the causal ``mask``."""
         attention = self.dropout(self.attention(self.norm_attention(x_BTD), mask))
         x_BTD = x_BTD + torch.sigmoid(self.gate_attention(x_BTD)) * attention
         value, gate = self.up(self.norm_feed(x_BTD)).chunk(2, -1)
@@ -88,14 +98,15 @@ BLOCKS: dict[str, type[nn.Module]] = {"sasrec": Block, "ligr": LiGRBlock}
 
 
 class SASRec(NextItem):
-    """Causal transformer."""
+    """Causal transformer with SASRec's or LiGR's blocks."""
 
     layouts = ("padded", "packed")
 
     @dataclass(frozen=True)
     class Config:
-        """``feed_forward``: inner width in multiples of ``dim`` (paper: 1). ``positions``: add position embeddings.
+        """Settings of the transformer.
 
+        ``feed_forward``: inner width in multiples of ``dim`` (paper: 1). ``positions``: add position embeddings.
         ``norm`` of the block sasrec: pre normalises the input of a branch; post, as in RecBole, the sum of branch and
         input, and the embedded events instead of the last states. ``activation`` of the block sasrec: relu (paper) or
         gelu. ``scale_embeddings``: multiply embedded events by sqrt(dim), as the authors' code.
@@ -133,6 +144,7 @@ class SASRec(NextItem):
             module.apply(init_normal)
 
     def encode(self, x_BTD: Tensor, batch: Batch) -> Tensor:
+        """Return hidden states (B, T, D) of embedded events ``x_BTD``."""
         post = self.config.norm == "post"
         if self.config.scale_embeddings:
             x_BTD = x_BTD * math.sqrt(self.config.dim)

@@ -1,11 +1,15 @@
-"""SETRec: Lin et al., Order-agnostic Identifier for Large Language Model-based Generative Recommendation, SIGIR 2025.
+"""SETRec: an item as a set of one collaborative and several semantic tokens, predicted independently.
+
+Paper: Lin et al., Order-agnostic Identifier for Large Language Model-based Generative Recommendation, SIGIR 2025 (arXiv
+2502.10833).
 
 An item is a set of M tokens, one collaborative (from a trained model's item vector) and ``tokens`` semantic ones (from
 its text or image, by an auto-encoder trained along). Tokens of an item share a position and do not attend to each
 other; M learned queries attend to the history independently, and query m is multiplied with token m of every item.
 Scores are of the whole catalogue: no beam, no tree, and a new item needs no more than its vectors.
 
-Deviations from the paper:
+Differences:
+
 - One learned token before the history instead of an instruction.
 - No self-attention in the decoder, as queries see only themselves. Cross-attention has T5's distance bias, since a
   query of a causal encoding cannot tell otherwise what is latest.
@@ -13,13 +17,12 @@ Deviations from the paper:
   for another beta), chosen on the validation fold (the authors' code: on the test fold).
 - A part that an item lacks is replaced by the other one, so that a cold item, whose collaborative token is not trained,
   is scored by its content.
+- The authors' T5 code differs from their paper: its encoder has a padding mask only, so that the tokens of an item
+  attend to each other, and the mask of its queries is an identity matrix that is added to the scores (+1 on the
+  diagonal, never -inf), so that the queries attend to each other. Only their Qwen code has the paper's masks, as here.
 
-The authors' T5 code differs from their paper: its encoder has a padding mask only, so that the tokens of an item attend
-to each other, and the mask of its queries is an identity matrix that is added to the scores (+1 on the diagonal, never
--inf), so that the queries attend to each other. Only their Qwen code has the paper's masks, as this file has.
-
-B batch, T time, P places with queries, I items, M tokens of an item and queries alike, S tokens of a history,
-N targets, D width, H heads.
+Shapes: B batch, T time, P places with queries, I items, M tokens of an item and queries alike, S tokens of a history, N
+targets, D width, H heads.
 """
 
 from __future__ import annotations
@@ -52,6 +55,7 @@ class QueryLayer(nn.Module):
         self.cross, self.feed = t5.CrossAttention(shape), t5.FeedForward(shape)
 
     def forward(self, x_BQD: Tensor, encoded_BSD: Tensor, mask: t5.AttentionMask) -> Tensor:
+        """Return the states of queries (B, Q, D) after attention to the encoded history (B, S, D) under ``mask``."""
         return self.feed(self.cross(x_BQD, *self.cross.memory(encoded_BSD), mask))
 
 
@@ -81,12 +85,16 @@ class Queries(nn.Module):
 
 
 class SETRec(Scorer):
-    """Predicts every token of the next item independently."""
+    """Encoder over the token sets of a history, with one query per token of the next item.
+
+    Raises ValueError for side information besides item vectors.
+    """
 
     @dataclass(frozen=True)
     class Config(t5.T5Shape):
-        """``tokens``: semantic tokens of an item; ``widths`` of the auto-encoder, whose loss has the weight ``alpha``.
+        """Settings of the encoder–decoder and of the semantic tokens.
 
+        ``tokens``: semantic tokens of an item; ``widths`` of the auto-encoder, whose loss has the weight ``alpha``.
         ``one_pass``: the encoder attends to no later item, and one pass serves all targets of a sequence. Without, it
         is bidirectional and every target is an example with its own encoding: slower by about half a history's length.
         ``beta``: weight of semantic scores, 0 to 1; after training, the best of ``betas`` on the validation fold.
@@ -128,6 +136,7 @@ class SETRec(Scorer):
         self.register_buffer("beta", torch.tensor(float(config.beta)))
 
     def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
+        """Return the loss (scalar): mean over the M queries, plus ``alpha`` times the auto-encoder's error."""
         inputs, targets = batch.inputs_and_targets()
         weights, tokens = inputs.target_weights(targets > 0), self.items.step_tokens()
         if self.config.one_pass:
@@ -164,9 +173,11 @@ class SETRec(Scorer):
 
     @property
     def scores_by_content(self) -> bool:
+        """True: an item without training events is scored by its content."""
         return True
 
     def item_tables(self) -> dict[str, Tensor]:
+        """Return the tables (I + 1, D) of the mean semantic token and of the collaborative one, if read."""
         tokens, first = self.items.tokens(), self.items.first_semantic
         tables = {"semantic": tokens[:, first:].mean(1) * self.items.has_content()[:, None]}
         if first:
@@ -174,6 +185,7 @@ class SETRec(Scorer):
         return tables
 
     def score(self, batch: Batch) -> Tensor:
+        """Return scores (B, I + 1): log-probabilities by the collaborative and semantic tokens, mixed by ``beta``."""
         collaborative, semantic = self.parts(batch)
         if collaborative is None:
             return semantic
@@ -184,9 +196,11 @@ class SETRec(Scorer):
     def score_batches(
         self, histories: Sequences, *, tokens: int = 1 << 15, **restrictions: Any
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Yield rows (B,) and scores (B, I + 1) as ``Scorer``, in batches smaller by the tokens of an item."""
         yield from super().score_batches(histories, tokens=tokens // self.items.count, **restrictions)
 
     def tune(self, validate: Callable[[], float]) -> dict[str, float]:
+        """Choose ``beta`` among ``betas`` by ``validate()``; return it, or nothing without a collaborative token."""
         if self.items.collaborative is None or not self.config.betas:
             return {}
         metrics = {}
@@ -213,6 +227,9 @@ def prefixes(items_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def log_probabilities(hidden: Tensor, table: Tensor) -> Tensor:
-    """Return (B, I + 1) of hidden states (B, D) and item table (I + 1, D); row 0, padding, gets no probability."""
+    """Return log-probabilities (B, I + 1) of hidden states (B, D) by the item table (I + 1, D).
+
+    Row 0 of the table, padding, gets no probability.
+    """
     scores = (hidden @ table.T).float()
     return scores.sub_(scores[:, 1:].logsumexp(1, keepdim=True))

@@ -1,15 +1,19 @@
-"""SLIM: Ning & Karypis, SLIM: Sparse Linear Methods for Top-N Recommender Systems, ICDM 2011.
+"""SLIM: sparse linear item-to-item model of the whole history, with weights of at least 0.
+
+Paper: Ning, Karypis, SLIM: Sparse Linear Methods for Top-N Recommender Systems, ICDM 2011 (doi 10.1109/ICDM.2011.134).
 
 Column w_j of W minimises ½‖x_j − X w_j‖² + ½ λ₂ ‖w_j‖² + λ₁ ‖w_j‖₁ with w_j ≥ 0 and w_jj = 0 (eq. 4), for the user ×
-item matrix X of U users; a user with row x is scored by x W. As in scikit-learn's ElasticNet,
-λ₁ = U · alpha · l1_ratio and λ₂ = U · alpha · (1 − l1_ratio).
+item matrix X of U users; a user with row x is scored by x W. As in scikit-learn's ElasticNet, λ₁ = U · alpha · l1_ratio
+and λ₂ = U · alpha · (1 − l1_ratio).
 
 Solved by coordinate descent on the Gram matrix XᵀX for many target items at once, each with an active set of source
 items: the support of its solution, and the items that the optimality conditions say should join it, until none does.
-The result is that of coordinate descent over all items. I items, M target items of a block, A size of active sets.
+The result is that of coordinate descent over all items.
 
-Deviations: only the ``neighbours`` largest weights of a target item are stored. X holds events, scaled by ``scaling``;
+Differences: only the ``neighbours`` largest weights of a target item are stored. X holds events, scaled by ``scaling``;
 where events have weights, binary is the largest weight of a pair.
+
+Shapes: I items, B batch, M target items of a block, A size of active sets.
 """
 
 from __future__ import annotations
@@ -44,12 +48,14 @@ SLACK = 1e-4  # by which an optimality condition may be violated, relative to it
 
 
 class SLIM(ClosedForm):
-    """Scores items by a sparse linear model of the whole history with weights of at least 0."""
+    """Sparse linear model of the whole history with weights of at least 0."""
 
     @dataclass(frozen=True)
     class Config:
-        """``neighbours``: most weights of a target item. ``scaling``: of X, binary: 1, log: ln(1 + c) for c events,
-        count: c. ``memory_gib``: limit of the Gram matrix, 4 I² bytes.
+        """Settings of the elastic net.
+
+        ``neighbours``: most weights of a target item. ``scaling``: of X, binary: 1, log: ln(1 + c) for c events, count:
+        c. ``memory_gib``: limit of the Gram matrix, 4 I² bytes.
         """
 
         alpha: float = 0.01
@@ -80,6 +86,7 @@ class SLIM(ClosedForm):
         self.register_buffer("weights", torch.zeros(0))
 
     def fit(self, train: Sequences) -> None:
+        """Fit the sparse weights (I + 1, I + 1) to training events. Raises ValueError if XᵀX exceeds ``memory_gib``."""
         check_memory(self.n_items, BYTES, self.config.memory_gib, model="slim")
         pairs, parts = user_item_pairs(train, self.n_items, torch.device("cpu")), []
         gram = torch.from_numpy(gram_matrix(user_item_matrix(pairs, self.config.scaling), np.float32))
@@ -104,6 +111,7 @@ class SLIM(ClosedForm):
         return csr_matrix((values.numpy()[row, column], (row, items)), (len(values), self.n_items + 1))
 
     def score(self, batch: Batch) -> Tensor:
+        """Return scores (B, I + 1): the weights of a user's distinct items times their scaled counts, summed."""
         if self._cache is None:
             self._cache = load_matrix(self.offsets, self.targets, self.weights)
         x = csr_matrix(history_values(batch, self.n_items, self.config.scaling).cpu().numpy())

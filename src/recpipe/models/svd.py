@@ -1,10 +1,15 @@
-"""PureSVD: Cremonesi, Koren, Turrin, Performance of Recommender Algorithms on Top-N Recommendation Tasks, RecSys 2010.
+"""PureSVD: truncated singular value decomposition of the user × item matrix.
 
-X ≈ P V' by a truncated SVD of the user × item matrix X with zeros for missing entries; a user with row x is scored by
-x V V'. B batch, I items, K factors.
+Paper: Cremonesi, Koren, Turrin, Performance of Recommender Algorithms on Top-N Recommendation Tasks, RecSys 2010 (doi
+10.1145/1864708.1864721).
 
-Deviations: X holds events, not ratings, scaled by ``scaling``; every user is projected from his history, so that no
+X ≈ P V' by a truncated SVD of the user × item matrix X with zeros for missing entries; a user with row x is scored by x
+V V'.
+
+Differences: X holds events, not ratings, scaled by ``scaling``; every user is projected from his history, so that no
 training users are stored.
+
+Shapes: B batch, I items, K factors.
 """
 
 from __future__ import annotations
@@ -24,11 +29,11 @@ OVERSAMPLING, ITERATIONS, SEED = 16, 10, 0  # of the randomised SVD: exact to ab
 
 
 class SVD(ClosedForm):
-    """Projects histories on the first right singular vectors."""
+    """Truncated SVD: projects histories on the first right singular vectors."""
 
     @dataclass(frozen=True)
     class Config:
-        """``scaling``: entry of X for c events of an item that n of U users have.
+        """Settings of the matrix; ``scaling``: entry of X for c events of an item that n of U users have.
 
         - binary: 1
         - log: ln(1 + c)
@@ -36,8 +41,8 @@ class SVD(ClosedForm):
         - popularity: n^((exponent - 1) / 2), EigenRec's scaling (Nikolakopoulos et al., Inf. Sci. 2019): 1 is binary,
           less weakens popular items
 
-        Where events have weights, c is their sum and w the largest weight of the pair: binary w, log ln(1 + c), tfidf
-        w (1 + ln(c / w)) times the same factor, popularity w · n^((exponent - 1) / 2) with n = Σ w² over the users.
+        Where events have weights, c is their sum and w the largest weight of the pair: binary w, log ln(1 + c), tfidf w
+        (1 + ln(c / w)) times the same factor, popularity w · n^((exponent - 1) / 2) with n = Σ w² over the users.
         """
 
         factors: int = 64
@@ -60,6 +65,7 @@ class SVD(ClosedForm):
         self.register_buffer("weight", torch.ones(n_items + 1))  # of items
 
     def fit(self, train: Sequences) -> None:
+        """Fit the factors V (I + 1, K) and the weights of items (I + 1,) to training events."""
         # on the CPU, so that the factors do not depend on the device
         pairs = user_item_pairs(train, self.n_items, torch.device("cpu"))
         owners = torch.bincount(pairs.item, minlength=pairs.width).float()
@@ -79,11 +85,14 @@ class SVD(ClosedForm):
         self.weight, self.factors = weight.to(self.device), V[:, :factors].contiguous().to(self.device)
 
     def item_tables(self) -> dict[str, Tensor]:
+        """Return the factors V (I + 1, K) as the table ``input``."""
         return {"input": self.factors}
 
     def query_vectors(self, batch: Batch) -> Tensor:
+        """Return the projections (B, K) of histories."""
         x = history_values(batch, self.n_items, self.config.scaling) * self.weight
         return x @ self.factors
 
     def output_vectors(self) -> Tensor:
+        """Return the factors V (I + 1, K)."""
         return self.factors

@@ -1,8 +1,11 @@
-"""TIGER: Rajput et al., Recommender Systems with Generative Retrieval, NeurIPS 2023.
+"""TIGER: generative retrieval, which writes the next item's semantic id code by code.
+
+Paper: Rajput et al., Recommender Systems with Generative Retrieval, NeurIPS 2023 (arXiv 2305.05065).
 
 An encoder–decoder of T5's shape reads the semantic ids of a history and writes that of the next item, code by code.
 
-Deviations from the paper:
+Differences:
+
 - Search is constrained to the catalogue's prefix tree, so that no invalid id is generated.
 - A history begins with one learned token, or that of the hashed user. T5's layers are our own.
 - With ``one_pass: true`` tokens of the encoder attend to their own item and earlier ones only, in training and
@@ -11,7 +14,7 @@ Deviations from the paper:
 - Optionally (``rerank: dense``) a second head scores the items that the beam search returns, from the decoder's state
   before the first code, as BARGE (arXiv 2607.21028) reranks its paths. It is trained along with the codes.
 
-B batch, I items, K beams, N targets, D width.
+Shapes: B batch, I items, K beams, L levels, N targets, D width.
 """
 
 from __future__ import annotations
@@ -32,7 +35,11 @@ from recpipe.semantic_ids.ids import CatalogueIds
 
 
 class TIGER(Generator):
-    """Loss and scores are of the softmax over the tokens of all levels, as in T5, or of that set by ``softmax``."""
+    """Encoder–decoder over the codes of one modality, with a constrained beam search.
+
+    Loss and scores are of the softmax over the tokens of all levels, as in T5, or of that set by ``softmax``. Raises
+    ValueError for ids of several modalities.
+    """
 
     losses = ("full_softmax",)
     search_settings = (*Generator.search_settings, "rerank_share")
@@ -78,6 +85,7 @@ class TIGER(Generator):
         return self.config.rerank == "none"
 
     def loss(self, batch: Batch, criterion: Criterion) -> Tensor:
+        """Return the loss (scalar): that of the codes plus, if configured, that of the dense head."""
         inputs, targets, real = targets_of(batch, self.codes.has_id, one_pass=self.config.one_pass)
         tokens = self.codes.tokens
         hidden = self.transformer.decode(self.transformer.encode(inputs, tokens), tokens[targets])
@@ -90,7 +98,7 @@ class TIGER(Generator):
         return loss
 
     def dense_table(self) -> Tensor:
-        """Item vectors (I + 1, D) of the dense head: the sum of an item's code embeddings and a vector of its own."""
+        """Return the item vectors (I + 1, D) of the dense head: code embeddings plus a vector of each item's own."""
         return self.code_vectors() + self.dense_vectors
 
     def code_vectors(self) -> Tensor:
@@ -98,14 +106,17 @@ class TIGER(Generator):
         return self.transformer.input.items(self.codes.tokens, self.codes.has_id)
 
     def item_tables(self) -> dict[str, Tensor]:
+        """Return the tables (I + 1, D) of code embeddings (``codes``) and of the dense head, if configured."""
         dense = {"dense": self.dense_table()} if self.config.rerank == "dense" else {}
         return {"codes": self.code_vectors(), **dense}
 
     def steps(self, batch: Batch) -> CodeSteps:
+        """Return the decoding steps for the histories of ``batch``."""
         encoded = self.transformer.encode(batch, self.codes.tokens)
         return CodeSteps(self.transformer, encoded, self.codes.first, self.codes.sizes)
 
     def search_batch(self, batch: Batch, k: int, request: SearchRequest) -> tuple[Tensor, Tensor]:
+        """Return the best ``k`` items (B, k) of beam search, 0 for none, reranked if configured, and scores (B, k)."""
         if self.config.rerank == "none":
             return super().search_batch(batch, k, request)
         steps, share = self.steps(batch), self.config.rerank_share

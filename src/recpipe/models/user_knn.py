@@ -1,10 +1,15 @@
-"""User-to-user kNN: Herlocker et al., An Algorithmic Framework for Performing Collaborative Filtering, SIGIR 1999.
+"""UserKNN: training users with the most similar histories vote for their items.
+
+Paper: Herlocker, Konstan, Borchers, Riedl, An Algorithmic Framework for Performing Collaborative Filtering, SIGIR 1999
+(doi 10.1145/312624.312682).
 
 The training users most similar to a history vote for their items, weighted by similarity; the bundle contains their
-events. U users, I items, B batch, K neighbours.
+events.
 
-Deviations: there are no ratings; a training user is his own neighbour, since histories are anonymous (this matters only
-where seen items may be recommended). Where events have weights, a vote counts by the largest weight of the pair.
+Differences: there are no ratings; a training user is his own neighbour, since histories are anonymous (this matters
+only where seen items may be recommended). Where events have weights, a vote counts by the largest weight of the pair.
+
+Shapes: U users, I items, B batch, K neighbours.
 """
 
 from __future__ import annotations
@@ -32,11 +37,11 @@ from recpipe.models.recommender import ClosedForm
 
 
 class UserKNN(ClosedForm):
-    """Scores items by the similarities of the neighbours who have them."""
+    """User-to-user kNN: scores items by the similarities of the neighbours who have them."""
 
     @dataclass(frozen=True)
     class Config(NeighbourConfig):
-        """The profile of a user is his items."""
+        """Settings of similarity and neighbourhood; the profile of a user is his items."""
 
     takes_weights = True
     config: Config
@@ -53,16 +58,19 @@ class UserKNN(ClosedForm):
         self.register_buffer("weights", None)  # (N,) where events have weights
 
     def fit(self, train: Sequences) -> None:
+        """Store the distinct items of every training user in CSR layout."""
         pairs = user_item_pairs(train, self.n_items, self.device)
         lengths = torch.bincount(pairs.user, minlength=pairs.users)
         self.offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         self.items, self.counts, self.weights, self._cache = pairs.item.int(), pairs.count, pairs.weight, None
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load a state dict {name: tensor}, with or without weights of events."""
         self.weights = torch.zeros_like(self.counts) if "weights" in tensors else None
         super().load_tensors(tensors)
 
     def score(self, batch: Batch) -> Tensor:
+        """Return scores (B, I + 1): the similarities of the neighbours who have an item, summed."""
         profiles, votes = self._matrices()
         x, scores = csr_matrix(history_values(batch, self.n_items, self.config.profile).cpu().numpy()), []
         step = max(DENSE // max(profiles.matrix.shape), 1)

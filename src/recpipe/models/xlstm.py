@@ -1,10 +1,17 @@
-"""xLSTM: Beck et al., Extended Long Short-Term Memory, NeurIPS 2024; blocks of Beck et al., xLSTM 7B, ICML 2025.
+"""xLSTM: causal recurrent network of mLSTM and sLSTM blocks.
+
+Papers: Beck et al., xLSTM: Extended Long Short-Term Memory, NeurIPS 2024 (arXiv 2405.04517); blocks of Beck et al.,
+xLSTM 7B, ICML 2025 (arXiv 2503.13427).
 
 The blocks are those of the package ``xlstm`` (its kernels, ``mlstm_kernels``, are under the NXAI Community License).
-B batch, T time, D width, H heads, I items. Deviations from its language model:
-- One item table for input and output, with small weights, instead of two of N(0, 1).
+
+Differences:
+
+- One item table for input and output, with small weights, instead of two of N(0, 1) as in the language model.
 - Dropout on the embeddings and on both branches of a block; no cap on the logits; forget gates start open.
 - ``slstm_at`` chooses blocks that are the sLSTM of the first paper, in plain torch.
+
+Shapes: B batch, T time, D width, H heads, I items.
 """
 
 from __future__ import annotations
@@ -50,7 +57,8 @@ class PaddedKernel(nn.Module):
     """Chunkwise mLSTM kernel of the package, for sequences of any length; ``kernel``, ``chunk`` as in xLSTM.Config.
 
     The package's backend fixes the kernel at construction and takes multiples of the chunk only. A Triton kernel runs
-    on a GPU; what was trained with it is also used on a CPU, with the native one.
+    on a GPU; what was trained with it is also used on a CPU, with the native one. Raises ValueError for a Triton kernel
+    that this installation lacks, and for training with one on a CPU.
     """
 
     def __init__(self, kernel: str = AUTO, chunk: int | None = None) -> None:
@@ -118,6 +126,7 @@ class MatrixBlock(mLSTMBlock):
             self.mlstm_layer.fgate_preact.bias.copy_(torch.linspace(3.0, 6.0, config.heads))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        """Return the block's output (B, T, D) of ``x_BTD``."""
         x_BTD = x_BTD + self.dropout(self.mlstm_layer(self.norm_mlstm(x_BTD))[0])
         return x_BTD + self.dropout(self.ffn(self.norm_ffn(x_BTD)))
 
@@ -132,6 +141,7 @@ class ScalarBlock(sLSTMBlock):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        """Return the block's output (B, T, D) of ``x_BTD``."""
         x_BTD = x_BTD + self.dropout(self.xlstm(self.xlstm_norm(x_BTD)))
         return x_BTD + self.dropout(self.ffn(self.ffn_norm(x_BTD)))
 
@@ -141,11 +151,12 @@ class xLSTM(NextItem):
 
     @dataclass(frozen=True)
     class Config:
-        """``slstm_at``: indices, from 0, of sLSTM blocks among the ``layers``; the others are mLSTM.
+        """Settings of the blocks and of the kernel.
 
-        ``kernel``: of the package's chunkwise mLSTM kernels, native_autograd, native_custbw (the gradient by hand), or
-        for a GPU triton_xl_chunk or triton_limit_chunk; auto is triton_xl_chunk where it runs, else native_autograd.
-        ``chunk``: events per chunk of a native kernel, by default about 40.
+        ``slstm_at``: indices, from 0, of sLSTM blocks among the ``layers``; the others are mLSTM. ``kernel``: of the
+        package's chunkwise mLSTM kernels, native_autograd, native_custbw (the gradient by hand), or for a GPU
+        triton_xl_chunk or triton_limit_chunk; auto is triton_xl_chunk where it runs, else native_autograd. ``chunk``:
+        events per chunk of a native kernel, by default about 40.
         """
 
         dim: int = 64
@@ -183,6 +194,7 @@ class xLSTM(NextItem):
         self.norm = RMSNorm(config.dim)
 
     def encode(self, x_BTD: Tensor, batch: Batch) -> Tensor:
+        """Return hidden states (B, T, D) of embedded events ``x_BTD``."""
         x_BTD = self.dropout(x_BTD * math.sqrt(self.config.dim))
         for block in self.blocks:
             x_BTD = block(x_BTD)

@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint bench leaderboard results docs docs-serve viz mlflow clean
+.PHONY: help demo serve test lint bench results docs docs-serve viz mlflow clean
 
 PYTHON ?= python3
 VENV ?= $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
@@ -31,10 +31,7 @@ lint: $(VENV)/.stamp-dev  ## ruff, mypy and the rules of who may import whom
 bench: $(VENV)/.stamp-dev  ## every table in benchmarks/; some need ml-1m or ml-100k and say so
 	failed=0; for file in $(filter-out %/harness.py %/http_load.py %/litserve_service.py %/poster_vectors.py,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python "$$file" || failed=1; done; exit $$failed
 
-leaderboard: $(VENV)/.stamp-recpipe  ## the results tables of README.md, from runs on disk
-	$(BIN)/python -m recpipe.reporting.leaderboard
-
-results: $(VENV)/.stamp-recpipe  ## docs/results: published numbers beside ours, from runs on disk
+results: $(VENV)/.stamp-recpipe  ## docs/results and the table of README.md: published numbers beside ours, from runs on disk
 	$(BIN)/python -m recpipe.reporting.results
 
 docs: $(VENV)/.stamp-dev  ## the documentation site in site/, without a network

@@ -1,4 +1,4 @@
-"""Leaderboard: means over seeds, ranks within protocols, unreadable runs, Markdown and README."""
+"""Leaderboard: means over seeds, ranks within protocols, unreadable runs, Markdown."""
 
 import statistics
 
@@ -9,16 +9,7 @@ from tests.reporting.runs_on_disk import catalogue, finished_runs
 from recpipe.data.protocol import Protocol
 from recpipe.reporting.formatting import MISSING
 from recpipe.reporting.insights import compute_insights
-from recpipe.reporting.leaderboard import (
-    README_END,
-    README_START,
-    footnotes,
-    leaderboard,
-    split_by_protocol,
-    to_markdown,
-    to_text,
-    update_readme,
-)
+from recpipe.reporting.leaderboard import footnotes, leaderboard, split_by_protocol, to_markdown, to_text
 
 
 def test_seeds_are_averaged_and_models_ranked(runs):
@@ -165,39 +156,6 @@ def test_cold_items_have_columns_if_they_are_one_percent_of_the_targets(make_run
     assert "cold_recall@10" not in leaderboard([make_run("popular", 42)]).columns
 
 
-README_RUN = {
-    "dataset": "tiny",
-    "model": "popular",
-    "seed": 1,
-    "protocol": {"id": "abc"},
-    "test": {"ndcg@10": 0.123456, "recall@10": 0.2, "users": 9},
-}
-
-
-def test_the_readme_changes_only_between_the_markers():
-    text = f"before\n{README_START}\nold .999\n{README_END}\nafter\n"
-    updated = update_readme(text, [leaderboard([README_RUN])])
-    assert updated.startswith(f"before\n{README_START}\n") and updated.endswith(f"{README_END}\nafter\n")
-    assert "old" not in updated and "popular" in updated and ".1235" in updated
-    assert update_readme(updated, [leaderboard([README_RUN])]) == updated
-
-
-@pytest.mark.parametrize("text", ["no markers", f"{README_START}{README_END}{README_START}{README_END}"])
-def test_a_readme_needs_each_marker_once(text):
-    with pytest.raises(ValueError, match="markers"):
-        update_readme(text, [leaderboard([README_RUN])])
-
-
-def test_readme_tables_of_other_data_sets_stay():
-    other = {**README_RUN, "dataset": "another"}
-    first = update_readme(f"{README_START}\n{README_END}", [leaderboard([README_RUN]), leaderboard([other])])
-    second = update_readme(first, [leaderboard([{**README_RUN, "test": {"ndcg@10": 0.5, "users": 9}}])])
-    for text in (first, second):
-        assert text.index("tiny") < text.index("another")
-    assert ".5000" in second and second.count("protocol `") == 2
-    assert second.split("**another**")[1] == first.split("**another**")[1]
-
-
 def test_intervals_follow_the_metric(make_run):
     runs, outputs = finished_runs(make_run, seeds=(42, 123))
     protocol = runs[0]["protocol"]["id"]
@@ -271,4 +229,3 @@ def test_the_name_of_a_protocol_stands_before_its_id(make_run):
     assert board["protocol_name"].to_list() == ["papers", "papers"]
     assert f"protocol papers (`{protocol['id']}`)" in to_markdown(board)
     assert f"protocol papers ({protocol['id']})" in to_text(board)
-    assert update_readme(f"{README_START}\n{README_END}", [board]).count("papers (`") == 1

@@ -1,21 +1,14 @@
-"""Leaderboard: one row per protocol, model and settings, means over seeds, ranked within a protocol.
-
-``python -m recpipe.reporting.leaderboard`` writes the leaderboards on disk into README.md (``make leaderboard``).
-"""
+"""Leaderboard: one row per protocol, model and settings, means over seeds, ranked within a protocol."""
 
 from __future__ import annotations
 
-import argparse
 import logging
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from recpipe.data.digests import verified
 from recpipe.evaluation.metrics import MISSES
 from recpipe.reporting.formatting import (
     INTERVAL,
@@ -38,7 +31,6 @@ COUNTS = ("users", "targets", *MISSES, "cold_targets")
 METRICS = ("recall", "hit_rate", "ndcg", "mrr", "map", "coverage")  # columns of the printed tables, in this order
 WARM_AND_COLD = ("warm_recall", "cold_recall")  # printed where at least COLD_SHARE of the targets are cold
 COLD_SHARE = 0.01
-README_START, README_END = "<!-- leaderboard -->", "<!-- /leaderboard -->"
 NO_RUNS = "No finished run yet.\n"
 
 
@@ -192,33 +184,6 @@ def same_column(board: pl.DataFrame, a: str, b: str) -> bool:
     return {a, b} <= {*board.columns} and bool(((board[a] - board[b]).abs().fill_null(0) < 1e-12).all())
 
 
-def update_readme(text: str, boards: list[pl.DataFrame]) -> str:
-    """Replace the tables of these data sets between the markers in ``text``; ValueError unless each occurs once."""
-    pattern = re.compile(f"{re.escape(README_START)}\n?(.*?){re.escape(README_END)}", re.DOTALL)
-    blocks = pattern.findall(text)
-    if len(blocks) != 1:
-        raise ValueError(f"README.md needs the markers {README_START} and {README_END} once, around the tables")
-    tables = _tables_by_dataset(blocks[0])
-    for board in boards:
-        tables |= _tables_by_dataset(to_markdown(board))
-    return pattern.sub(lambda _: f"{README_START}\n{''.join(tables.values())}{README_END}", text)
-
-
-def main() -> None:
-    """Write every leaderboard.parquet under data/08_reporting into README.md."""
-    parser = argparse.ArgumentParser(description="Write leaderboards into README.md.")
-    parser.add_argument("datasets", nargs="*", help="folders of data/08_reporting, in this order; default all")
-    parser.add_argument("--reporting", type=Path, default=Path("data/08_reporting"))
-    parser.add_argument("--readme", type=Path, default=Path("README.md"))
-    args = parser.parse_args()
-    paths = sorted(args.reporting.glob("*/leaderboard.parquet"))
-    names = args.datasets or [path.parent.name for path in paths]
-    if not names:
-        parser.error(f"no leaderboard under {args.reporting}; run `kedro run` first")
-    boards = [pl.read_parquet(verified(args.reporting / name / "leaderboard.parquet")) for name in names]
-    args.readme.write_text(update_readme(args.readme.read_text(), boards))
-
-
 def _row(group: RunGroup, names: list[str]) -> dict[str, Any]:
     runs = group.runs
     row: dict[str, Any] = {
@@ -296,16 +261,3 @@ def _markdown_row(cells: list[str]) -> str:
 
 def _escape_markdown(text: str) -> str:
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
-
-
-def _tables_by_dataset(text: str) -> dict[str, str]:
-    """Markdown tables by the data set of their first line; each ends with an empty line."""
-    tables: dict[str, str] = {}
-    for table in re.split(r"(?m)^(?=\*\*.+\*\*, protocol .*`)", text):
-        if match := re.match(r"\*\*(.+?)\*\*, protocol .*`", table):
-            tables[match[1]] = tables.get(match[1], "") + table.rstrip("\n") + "\n\n"
-    return tables
-
-
-if __name__ == "__main__":
-    main()

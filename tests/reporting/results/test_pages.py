@@ -10,13 +10,14 @@ from recpipe.config import ConfigError
 from recpipe.reporting.results.__main__ import write_results
 from recpipe.reporting.results.dot_plot import LETTERS, Point, dot_plot
 from recpipe.reporting.results.pages import dataset_page, index_page
+from recpipe.reporting.results.readme_table import END, START, ReadmeError
 from recpipe.reporting.results.sections import sections
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 def page(published, ours, protocols):
-    return dataset_page("shop", published, sections(published, ours, protocols))
+    return dataset_page("shop", published, sections(published, ours, protocols), title="Shop")
 
 
 def table_rows(text, head):
@@ -84,7 +85,7 @@ def test_what_was_not_reproduced_has_a_reason(results, protocols):
 def test_the_index_names_the_best_and_counts_the_marks(paper_row, our_row, results, protocols):
     published = results(paper_row("RPG", ndcg=0.0464), paper_row("TIGER", ndcg=0.0300))
     parts = sections(published, [our_row("tiger"), our_row("rpg", 0.02)], protocols)
-    text = index_page({"shop": (published, parts)}, [])
+    text = index_page({"shop": (published, parts)}, [], {"shop": "Shop"})
     assert table_rows(text, "data set")[2] == ["[Shop](shop.md)", "`papers`", "RPG .0464", "tiger .0390", "1 ▲ 1 ▼"]
 
 
@@ -181,4 +182,27 @@ def test_nothing_is_written_for_a_bad_input(folder, data):
         write_results(folder, {"other": {}}, data=[data])
     with pytest.raises(ConfigError, match=r"published/shop\.yml: SASRec was published under protocol 'sas'"):
         write_results(folder, {"shop": {"papers": {}}}, data=[data])
+    assert set(contents(folder)) == set()
+
+
+def test_a_data_set_without_published_results_has_a_page_of_ours(folder, data):
+    (folder / "published" / "shop.yml").unlink()
+    write_results(folder, CONF, data=[data], titles={"shop": "A shop"})
+    text = (folder / "shop.md").read_text()
+    assert text.startswith("# A shop\n") and "**sasrec**" in text and "▲" not in text
+    assert "[A shop](shop.md)" in (folder / "index.md").read_text()
+
+
+def test_the_command_replaces_the_table_of_the_readme(folder, data, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    write_results(folder, CONF, data=[data], readme=readme)
+    text = readme.read_text()
+    assert text.startswith("before") and text.endswith("after\n") and "old" not in text and "| `sasrec` |" in text
+
+
+def test_nothing_is_written_for_a_readme_without_a_place_for_the_table(folder, data, tmp_path):
+    (tmp_path / "README.md").write_text("no markers")
+    with pytest.raises(ReadmeError):
+        write_results(folder, CONF, data=[data], readme=tmp_path / "README.md")
     assert set(contents(folder)) == set()

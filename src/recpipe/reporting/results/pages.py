@@ -22,6 +22,11 @@ LEGEND = (
     "is the hit rate."
 )
 
+LEGEND_OF_OURS = (
+    "No published numbers are listed for this data set; all rows are ours. Intervals are over users (bootstrap), not "
+    "over trainings. With one target per user, Recall@k is the hit rate."
+)
+
 
 class Page(NamedTuple):
     """Text of a page, and its pictures by file name."""
@@ -30,13 +35,15 @@ class Page(NamedTuple):
     pictures: dict[str, str]
 
 
-def dataset_page(dataset: str, results: PublishedResults | None, parts: Sequence[Section]) -> Page:
-    """Write the page of a data set."""
-    lines = [f"# {results.title if results else dataset}", "", f"<!-- {GENERATED} -->", ""]
+def dataset_page(dataset: str, results: PublishedResults | None, parts: Sequence[Section], *, title: str) -> Page:
+    """Write the page of a data set; without published results it has our rows only."""
+    lines = [f"# {title}", "", f"<!-- {GENERATED} -->", ""]
     if results:
         sizes = f"{count(results.users)} users, {count(results.items)} items, {count(results.events)} events"
         lines += [f"Data set `{dataset}`: {sizes} as published.", "", *_bullets(results.notes)]
-    lines += [LEGEND, ""]
+    else:
+        lines += [f"Data set `{dataset}`.", ""]
+    lines += [LEGEND if results else LEGEND_OF_OURS, ""]
     pictures = {}
     for part in parts:
         heading = f"{part.title}, other data" if part.other_data else part.title
@@ -55,14 +62,19 @@ def dataset_page(dataset: str, results: PublishedResults | None, parts: Sequence
 
 
 def index_page(
-    pages: Mapping[str, tuple[PublishedResults | None, Sequence[Section]]], not_built: Sequence[MissingResult]
+    pages: Mapping[str, tuple[PublishedResults | None, Sequence[Section]]],
+    not_built: Sequence[MissingResult],
+    titles: Mapping[str, str],
 ) -> str:
-    """Write the index: the best published and the best of our results for every data set and protocol."""
+    """Write the index: the best published and the best of our results for every data set and protocol.
+
+    titles: of the data sets, by name.
+    """
     lines = ["# Published results and ours", "", f"<!-- {GENERATED} -->", ""]
     lines += ["`make results` writes these pages. Numbers of different protocols are not compared.", ""]
     rows = []
-    for dataset, (results, parts) in pages.items():
-        link = f"[{results.title if results else dataset}]({dataset}.md)"
+    for dataset, (_, parts) in pages.items():
+        link = f"[{titles.get(dataset, dataset)}]({dataset}.md)"
         for part in parts:
             if part.fields is None or part.other_data:
                 continue

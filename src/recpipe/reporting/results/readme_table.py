@@ -1,0 +1,77 @@
+"""Results table of README.md: NDCG@10 of a few models on a few data sets, from the store of our results."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from recpipe.reporting.formatting import MISSING, decimals
+from recpipe.reporting.results.ours import OurRow
+
+START, END = "<!-- results -->", "<!-- /results -->"
+METRIC = "ndcg@10"
+MODELS = {  # conf name: what it is
+    "popular": "most events",
+    "item_knn": "neighbours of items",
+    "markov": "transitions between items",
+    "sasrec": "self-attention over item ids",
+    "rpg": "semantic ids, all codes at once",
+}
+
+
+class Column(NamedTuple):
+    """A data set and one of its named protocols; the numbers of a column are comparable."""
+
+    dataset: str
+    protocol: str
+
+
+COLUMNS = (Column("online_retail", "repeats"), Column("ml-100k", "sas"), Column("amazon-beauty", "papers"))
+
+
+class ReadmeError(ValueError):
+    """README.md has no place for the table."""
+
+
+def update_readme(text: str, rows: Iterable[OurRow], titles: Mapping[str, str]) -> str:
+    """Return the text of README.md with a new table between the markers.
+
+    titles: titles of data sets by name. Raises ReadmeError unless each marker occurs once.
+    """
+    pattern = re.compile(f"{re.escape(START)}.*?{re.escape(END)}", re.DOTALL)
+    if len(pattern.findall(text)) != 1 or (text.count(START), text.count(END)) != (1, 1):
+        raise ReadmeError(f"README.md needs the markers {START} and {END} once, around its results table")
+    return pattern.sub(lambda _: f"{START}\n{readme_table(rows, titles)}{END}", text)
+
+
+def readme_table(rows: Iterable[OurRow], titles: Mapping[str, str]) -> str:
+    """Format the table as Markdown; the best number of a column is bold, and settings that matter are a footnote."""
+    newest: dict[tuple[str, Column], OurRow] = {}
+    for row in sorted(rows, key=lambda row: row.finished):
+        newest[row.model, Column(row.dataset, str(row.protocol.get("name")))] = row
+    links = [f"[{titles.get(column.dataset, column.dataset)}](docs/results/{column.dataset}.md)" for column in COLUMNS]
+    head = ["model", "what", *(f"{link}, `{column.protocol}`" for link, column in zip(links, COLUMNS, strict=True))]
+    lines = [head, ["---", "---", *["---:"] * len(COLUMNS)]]
+    best = {column: max((_value(newest.get((model, column))) for model in MODELS), default=0.0) for column in COLUMNS}
+    for model, what in MODELS.items():
+        cells = [_cell(newest.get((model, column)), best[column]) for column in COLUMNS]
+        lines.append([f"`{model}`", what, *cells])
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    notes = [
+        f"`{model}` on {titles.get(column.dataset, column.dataset)}: `train.history_bias={row.history_bias:g}`."
+        for (model, column), row in newest.items()
+        if model in MODELS and column in COLUMNS and row.history_bias
+    ]
+    return f"{table}\n" + (f"\n{' '.join(sorted(notes))}\n" if notes else "")
+
+
+def _value(row: OurRow | None) -> float:
+    return row.metrics[METRIC].mean if row is not None and METRIC in row.metrics else 0.0
+
+
+def _cell(row: OurRow | None, best: float) -> str:
+    value = _value(row)
+    if not value:
+        return MISSING
+    return f"**{decimals(value)}**" if value == best else decimals(value)

@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint bench results docs docs-serve viz mlflow clean
+.PHONY: help demo serve test lint bench results pictures docs docs-serve viz mlflow clean
 
 PYTHON ?= python3
 VENV ?= $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
@@ -39,6 +39,9 @@ docs: $(VENV)/.stamp-dev  ## the documentation site in site/, without a network
 
 docs-serve: $(VENV)/.stamp-dev  ## the site on http://127.0.0.1:8001, built again with every change
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --dev-addr 127.0.0.1:8001
+
+pictures: $(VENV)/.stamp-dev  ## docs/pictures: report and explorer of the runs on disk, light and dark; needs chromium
+	$(BIN)/python -m docs.generators.screenshots
 
 viz: $(VENV)/.stamp-dev  ## the pipelines as a picture, in the browser
 	$(KEDRO) viz run --host 127.0.0.1

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from recpipe.serving.model import ServingBundle, load_bundle
     from recpipe.serving.rules import Rules
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Rules", "ServingBundle", "__version__", "load_bundle"]
 
 

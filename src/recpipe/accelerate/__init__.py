@@ -51,7 +51,7 @@ class FastDropout(nn.Dropout):
         self.threshold = min(round(p * LEVELS), LEVELS - 1)  # values below it, of 65536, are dropped
 
     def forward(self, input: Tensor) -> Tensor:
-        """Any shape, any floating type."""
+        """Return ``input`` (...), of any floating type, with elements dropped in training mode."""
         if not self.training or self.threshold == 0 or input.device.type != "cpu":
             return super().forward(input)
         draws = torch.empty((input.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)

@@ -29,7 +29,10 @@ def head_loss(
     codes_ML: Tensor,
     weights_M: Tensor | None,
 ) -> Tensor:
-    """As ``CodeHeads.loss`` with the full softmax."""
+    """Return the loss (scalar) of ``CodeHeads.loss`` with the full softmax.
+
+    ``hidden_MD``: states; ``tables``: L tensors (V_l, D), normalised; ``codes_ML``, ``weights_M``: of the targets.
+    """
     sizes = [len(table) for table in tables]
     parameters = heads.weight[levels], heads.bias[levels], torch.cat(list(tables))
     options = codes_ML, weights_M, sizes, heads.temperature

@@ -27,6 +27,7 @@ class T5Accelerator:
         self.cache: WeightCache[FastCodeTransformer] = WeightCache()
 
     def __call__(self, model: CodeTransformer) -> FastCodeTransformer:
+        """Return the fast version of ``model`` with its present weights."""
         if model.input.weight.device.type != "cpu":
             return FastCodeTransformer.of(model)
         return self.cache.get(lambda: FastCodeTransformer.of(model), model.parameters())
@@ -53,7 +54,7 @@ class FastCodeTransformer:
         return cls(FastEncoder(model.encoder), FastDecoder(model.decoder), table)
 
     def logits(self, hidden: Tensor, rows: slice) -> Tensor:
-        """As ``CodeTransformer.logits``."""
+        """Return logits (..., n) of hidden states (..., D) as ``CodeTransformer.logits``."""
         key = rows.start, rows.stop
         if key not in self.heads:
             self.heads[key] = FastLinear(self.table[rows])
@@ -83,7 +84,7 @@ class WeightCache(Generic[T]):
         return WeightCache, ()
 
     def get(self, compute: Callable[[], T], weights: Iterable[Tensor], constants: Iterable[Tensor] = ()) -> T:
-        """Return the value of ``compute`` for these tensors, which has no gradient."""
+        """Return the value of ``compute``, without gradient, for ``weights`` and ``constants`` of any shape (...)."""
         weights, constants = list(weights), list(constants)
         if any(constant.is_inference() for constant in constants):  # these have no version counter
             return compute()

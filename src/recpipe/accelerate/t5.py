@@ -38,7 +38,7 @@ USERS = 4  # in a part of the memory
 
 
 class FastLinear:
-    """x -> x W' for x (M, D), fused with the operations before and after it."""
+    """Linear map x -> x W' for x (M, D), fused with the operations before and after it."""
 
     def __init__(self, weight: Tensor, *, norm: Tensor | None = None) -> None:
         """``norm``: the scale of the RMSNorm before it, for inputs normalised by ``normalise``."""
@@ -47,12 +47,13 @@ class FastLinear:
         self.weight = weight if self.packed is None else None  # one of the two
 
     def __call__(self, x: Tensor, *, relu: bool = False) -> Tensor:
+        """Return x W' (M, n) of x (M, D), with ReLU if ``relu``."""
         if self.weight is not None:
             return F.linear(x, self.weight).relu_() if relu else F.linear(x, self.weight)
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "relu" if relu else "none", [], "")
 
     def add(self, residual: Tensor, x: Tensor) -> Tensor:
-        """``residual`` + x W'."""
+        """Return ``residual`` (M, D) + x W'."""
         if self.weight is not None:
             return residual + F.linear(x, self.weight)
         return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.packed, None, "add")
@@ -74,13 +75,13 @@ def _smallest_norm(width: int, dtype: torch.dtype, device: torch.device) -> Tens
 
 
 def normalise(x: Tensor) -> Tensor:
-    """RMSNorm without its scale and without the factor sqrt(D), in three passes."""
+    """Scale the rows of x (..., D) as RMSNorm without its weight and without the factor sqrt(D), in three passes."""
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x / torch.hypot(length, _smallest_norm(x.shape[-1], x.dtype, x.device))
 
 
 def norm_scale(norm: Tensor) -> Tensor:
-    """The factor that ``normalise`` leaves out."""
+    """Return the factor (D,) that ``normalise`` leaves out."""
     return norm.detach() * math.sqrt(len(norm))
 
 
@@ -100,6 +101,7 @@ class FastFeedForward:
         self.down = FastLinear(layer.down.weight)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Return the residual stream (M, D) with the feed-forward branch added."""
         return self.down.add(x, self.up(normalise(x), relu=True))
 
 
@@ -117,7 +119,10 @@ class FastEncoder:
 
     @torch.no_grad()
     def __call__(self, x_BTD: Tensor, mask_BT: Tensor, *, attention: Tensor | None = None) -> Tensor:
-        """(B, T, D) as from ``Encoder``, 0 in the padding. Raises ValueError for padding on the left."""
+        """Return encoded tokens (B, T, D) as ``Encoder``, 0 in the padding.
+
+        Raises ValueError for padding on the left.
+        """
         if bool((mask_BT[:, 1:] & ~mask_BT[:, :-1]).any()):
             raise ValueError("the padding is not on the right of every row")
         padding = None if attention is None else mask_BT[:, None, None]
@@ -157,7 +162,7 @@ class FastEncoder:
 
 
 def without_padding(x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-    """(R, D) tokens that are no padding."""
+    """Return the tokens (R, D) that are no padding."""
     return x_BTD.flatten(0, 1) if bool(mask_BT.all()) else x_BTD[mask_BT]
 
 
@@ -187,7 +192,7 @@ class RowCache:
         self.past: Tensor | None = None  # (B, K, t)
 
     def advance(self, B: int, K: int, parents_BK: Tensor | None) -> Tensor:
-        """(B, K, t): the rows of every new position's past, its own the last; ``parents`` as in ``Decoder.step``."""
+        """Return rows (B, K, t) of every new position's past, its own the last; ``parents`` as in ``Decoder.step``."""
         first = self.layers[0].used
         rows = torch.arange(first, first + B * K).view(B, K, 1)
         if (past := self.past) is not None:
@@ -203,7 +208,7 @@ class _GrowingMatrix:
         self.buffer, self.used = torch.empty(0), 0
 
     def add(self, rows: Tensor) -> Tensor:
-        """All rows so far; a new buffer has room for three times as many more."""
+        """Return all rows so far; a new buffer has room for three times as many more."""
         before, self.used = self.used, self.used + len(rows)
         if self.used > len(self.buffer):
             smaller, self.buffer = self.buffer, rows.new_empty(self.used + 3 * len(rows), rows.shape[1])
@@ -226,12 +231,15 @@ class FastDecoder:
         self.cross = [_folded_cross_attention(layer.cross) for layer in layers]
 
     def cache(self) -> RowCache:
-        """An empty cache for a search."""
+        """Return an empty cache for a search."""
         return RowCache(len(self.layers))
 
     @torch.no_grad()
     def memory(self, encoded_BSD: Tensor, mask_BS: Tensor, events_S: Tensor | None = None) -> list[MemoryPart]:
-        """Memory of encoded users, with padding on the right; users that are all padding give zeros."""
+        """Return the memory of encoded users (B, S, D) with padding on the right; users of padding only give zeros.
+
+        Raises ValueError for ``recency`` without the events of the memory.
+        """
         H, D = self.shape.heads, self.shape.dim
         y_RD = without_padding(encoded_BSD, mask_BS)
         y_RD = torch.cat([y_RD, y_RD.new_zeros(1, D)])  # a row for the padding
@@ -270,7 +278,7 @@ class FastDecoder:
     def step(
         self, x_BKD: Tensor, memory: list[MemoryPart], cache: RowCache, parents_BK: Tensor | None = None
     ) -> Tensor:
-        """(B, K, D) as from ``Decoder.step``."""
+        """Return hidden states (B, K, D) as ``Decoder.step``."""
         B, K, D = x_BKD.shape
         past = self._past(cache.advance(B, K, parents_BK))
         x, inner = x_BKD.reshape(B * K, D), self.shape.inner
@@ -304,7 +312,7 @@ class FastDecoder:
         return mixed.view(len(q), -1)
 
     def _cross_attend(self, x_BKD: Tensor, memory: list[MemoryPart], layer: int) -> Tensor:
-        """x + cross-attention: all heads, and all beams of a user, in one product."""
+        """Return x + cross-attention: all heads, and all beams of a user, in one product."""
         outputs = []
         for part, x, q in zip(memory, x_BKD.split(USERS), normalise(x_BKD).split(USERS), strict=True):
             keys, values = part.layers[layer]

@@ -30,7 +30,7 @@ class LevelDecoder(Protocol):
     """A model that a beam search can decode, level by level."""
 
     def step(self, level: int, codes_BK: Tensor | None, parents_BK: Tensor | None) -> Tensor:
-        """Log-probabilities (B, K, V_level) of all codes of ``level``, 0-based, not masked.
+        """Return log-probabilities (B, K, V_level) of all codes of ``level``, 0-based, not masked.
 
         Level 0 has one beam and neither codes nor parents. After it, beam k continues the previous step's beam
         ``parents_BK`` with ``codes_BK`` of the level before. Beams without items left are included.
@@ -60,7 +60,7 @@ def beam_search(
     whole_catalogue: bool = False,
     stochastic: torch.Generator | None = None,
 ) -> Beams:
-    """The ``k`` best of the ``beam`` items that a beam search returns for every user, k = beam by default.
+    """Return the ``k`` best of the ``beam`` items that a beam search reaches for every user, k = beam by default.
 
     ``seen``: items excluded per user, as offsets (B + 1,) and rows of the catalogue (n,), in any order, also repeated;
     negative rows are ignored. ``allowed`` bool, (N,) or (B, N): the candidates; a mask that many searches share is
@@ -73,6 +73,19 @@ def beam_search(
     from the distribution of ``renormalise``, which it implies.
 
     Raises ValueError for k > beam, items that share ids, log-probabilities of another shape, and NaN among them.
+
+    Examples:
+        Three items with ids of two codes, and a decoder whose levels do not depend on each other:
+
+        >>> import numpy as np
+        >>> from recpipe.decoding.exact import IndependentLevels
+        >>> tree = PrefixTree.build(np.array([[0, 0], [0, 1], [1, 0]]), (2, 2))
+        >>> levels = [torch.tensor([[0.9, 0.1]]), torch.tensor([[0.4, 0.6]])]
+        >>> beams = beam_search(IndependentLevels([level.log() for level in levels]), tree, beam=3)
+        >>> beams.items
+        tensor([[1, 0, 2]])
+        >>> beams.scores.exp().round(decimals=2)
+        tensor([[0.5400, 0.3600, 0.0400]])
     """
     _check(tree, beam, k, temperatures)
     log_probs = decoder.step(0, None, None)
@@ -144,7 +157,7 @@ class Children(NamedTuple):
 
 
 def children(constraints: Constraints, level: int, nodes_BK: Tensor, log_probs_BKV: Tensor) -> Children:
-    """Children of beams at ``nodes`` of depth ``level``, from the log-probabilities of all codes.
+    """Return the children of beams at nodes (B, K) of depth ``level``, from log-probabilities (B, K, V) of codes.
 
     Where nodes have many, a place is a code, and a table masks codes that do not follow; else only children are read.
     """
@@ -186,13 +199,13 @@ def _mask_full(log_probs: Tensor, constraints: Constraints, level: int, nodes_BK
 
 
 def gumbel(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """Standard Gumbel noise, float64, on the generator's device."""
+    """Draw standard Gumbel noise of this ``shape`` (...), float64, on the generator's device."""
     uniform = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64)
     return -torch.log(-torch.log(uniform.clamp_(1e-300, 1 - 2**-53)))
 
 
 def perturbed(parents_BK: Tensor, log_probs_BKW: Tensor, generator: torch.Generator) -> Tensor:
-    """Perturbed log-probabilities (B, K, W) float64 of children, given that the greatest of each beam's is ``parents``.
+    """Return perturbed log-probabilities (B, K, W) float64 of children, the greatest of each beam's being ``parents``.
 
     -inf where ``log_probs`` is. These are of whole prefixes and sum to that of the parent (the paper's appendix B.3).
     """
@@ -261,7 +274,10 @@ class Constraints:
     def of(
         cls, tree: TreeTensors, users: int, seen: tuple[Tensor, Tensor] | None, allowed: Tensor | None
     ) -> Constraints:
-        """``seen`` and ``allowed`` as in ``beam_search``. Raises ValueError where they do not fit the tree."""
+        """Build the constraints of B ``users``; ``seen`` and ``allowed``, (N,) or (B, N), as in ``beam_search``.
+
+        Raises ValueError where they do not fit the tree.
+        """
         if allowed is not None and allowed.ndim == 2:
             return cls(tree, live=live_nodes(tree, users, allowed, seen))
         if allowed is not None:
@@ -269,7 +285,7 @@ class Constraints:
         return cls(tree, full=None if seen is None else full_prefixes(tree, users, seen))
 
     def is_free(self, level: int, users: Tensor, nodes: Tensor) -> Tensor:
-        """(n,) bool: whether each user may enter a node of depth ``level`` + 1."""
+        """Return whether each of ``users`` (n,) may enter its node (n,) of depth ``level`` + 1, bool (n,)."""
         if self.live is not None:
             return self.live[level][users, nodes]
         if self.full is None:
@@ -279,7 +295,11 @@ class Constraints:
 
 
 def full_prefixes(tree: TreeTensors, users: int, seen: tuple[Tensor, Tensor]) -> list[FullPrefixes]:
-    """(L), of depth 1 to L. ``seen``: offsets (B + 1,) and rows of the catalogue (n,), -1 for items outside it."""
+    """Return the full prefixes of L depths, from 1 to L.
+
+    ``seen``: offsets (B + 1,) and rows of the catalogue (n,), -1 for items outside it. Raises ValueError where they do
+    not fit the catalogue.
+    """
     owner, place = _seen_leaves(tree, users, seen)
     keys, size = torch.unique(owner * tree.n_items + place), tree.n_items
     owner, node, count = keys // size, keys % size, torch.ones_like(keys)
@@ -296,7 +316,10 @@ def full_prefixes(tree: TreeTensors, users: int, seen: tuple[Tensor, Tensor]) ->
 
 
 def live_nodes(tree: TreeTensors, users: int, allowed_BN: Tensor, seen: tuple[Tensor, Tensor] | None) -> list[Tensor]:
-    """(L) of (B, P_{l+1}) bool, of depth 1 to L: the nodes below which users have a candidate."""
+    """Return L masks (B, P_{l+1}) bool, of depth 1 to L: the nodes below which users have a candidate.
+
+    ``allowed_BN`` and ``seen`` as in ``beam_search``. Raises ValueError for a mask of another type or shape.
+    """
     if allowed_BN.dtype != torch.bool or allowed_BN.shape != (users, tree.n_items):
         raise ValueError(
             f"allowed is {allowed_BN.dtype} {tuple(allowed_BN.shape)}; a mask is bool ({tree.n_items},) or "

@@ -24,7 +24,7 @@ SHALLOW = 8  # a depth is visited as a whole where it has fewer nodes than items
 
 
 def exact_scores(log_probs: Sequence[Tensor], codes_NL: Tensor) -> Tensor:
-    """(B, N) log-probability of every item: the sum of ``log_probs`` (L) of (B, V_l) at its codes."""
+    """Return the log-probability (B, N) of each item: the sum of ``log_probs``, L of (B, V_l), at its codes (N, L)."""
     # summed in the order of the levels, so that equal summands give equal sums
     B, N = len(log_probs[0]), len(codes_NL)
     if B < MIN_USERS or log_probs[0].device.type != "cpu":
@@ -42,9 +42,10 @@ def exact_scores(log_probs: Sequence[Tensor], codes_NL: Tensor) -> Tensor:
 
 
 def normalise_over_items(log_probs: Sequence[Tensor], codes_NL: Tensor) -> list[Tensor]:
-    """``log_probs`` with the first level shifted per user, so that the probabilities of the N items sum to 1.
+    """Return ``log_probs``, L tensors (B, V_l), shifted per user so that the probabilities of the N items sum to 1.
 
-    For models trained by a softmax over the items, which gives no probability to codes that no item has.
+    Only the first level is shifted. For models trained by a softmax over the items, which gives no probability to codes
+    that no item has.
     """
     size = max(MAX_NODES // max(len(codes_NL), 1), 1)
     parts = zip(*(each.split(size) for each in log_probs), strict=True)
@@ -60,7 +61,7 @@ def exact_top(
     seen: tuple[Tensor, Tensor] | None = None,
     allowed: Tensor | None = None,
 ) -> Beams:
-    """The ``k`` items with the highest ``exact_scores``, by branch and bound over the prefix tree.
+    """Return the ``k`` items (B, k) with the highest ``exact_scores``, by branch and bound over the prefix tree.
 
     A beam search gives k items, the worst of which is the bound: a prefix is followed only if it can still reach that
     with the best code of every remaining level. Of equal scores the lower row of the catalogue is first. Faster than
@@ -85,7 +86,7 @@ class IndependentLevels:
         self.log_probs = log_probs
 
     def step(self, level: int, codes_BK: Tensor | None, parents_BK: Tensor | None) -> Tensor:
-        """(B, K, V_level), the same for all beams."""
+        """Return log-probabilities (B, K, V_level), the same for all beams."""
         beams = 1 if codes_BK is None else codes_BK.shape[1]
         return self.log_probs[level][:, None].expand(-1, beams, -1)
 
@@ -107,7 +108,7 @@ class BranchAndBound(NamedTuple):
     best_remaining: list[Tensor]  # (L + 1) of (B,): the most that the levels from there on can add
 
     def leaves(self) -> Nodes:
-        """All leaves that reach the bound."""
+        """Return all leaves that reach the bound."""
         tree = self.constraints.tree
         counts = [1, *map(len, tree.children)]
         depth = max(d for d, count in enumerate(counts) if d == 0 or count <= max(counts[-1] // SHALLOW, counts[1]))

@@ -30,8 +30,10 @@ class MaskedDecoder(Protocol):
     """A model of masked codes given those that are revealed."""
 
     def log_probs(self, codes_BKL: Tensor) -> Tensor:
-        """Log-probabilities (B, K, L, V) of the codes of every level, normalised per level, -inf for codes that a
-        level lacks. ``codes_BKL`` are partial ids, ``MASKED`` where a code is not revealed.
+        """Return log-probabilities (B, K, L, V) of the codes of every level, normalised per level.
+
+        They are -inf for codes that a level lacks. ``codes_BKL`` are partial ids, ``MASKED`` where a code is not
+        revealed.
         """
         ...
 
@@ -47,11 +49,11 @@ def any_order_search(
     seen: tuple[Tensor, Tensor] | None = None,
     allowed: Tensor | None = None,
 ) -> Beams:
-    """The ``k`` best of the ``beam`` items that the search finds for every user, k = beam by default.
+    """Return the ``k`` best items (B, k) of the ``beam`` that the search reaches for every user, k = beam by default.
 
     ``codes_NL``: different ids of all items. ``seen`` and ``allowed`` as in ``beam_search``; they decide which beams
-    live and never an order, so that the score of an item does not depend on them. Raises ValueError for k < 1 or
-    k > beam, and for NaN.
+    live and never an order, so that the score of an item does not depend on them. Raises ValueError for k < 1 or k >
+    beam, and for NaN.
     """
     if not 1 <= (k := beam if k is None else k) <= beam:
         raise ValueError(f"k is {k} and beam {beam}; a search returns at least one item and no more than it has beams")
@@ -75,7 +77,7 @@ def any_order_search(
 def first_beams(
     users: int, items: int, seen: tuple[Tensor, Tensor] | None, allowed: Tensor | None, device: torch.device
 ) -> Tensor:
-    """(B, N) the beam of every item: 0, the only one, or ``MASKED`` for items that a user must not get."""
+    """Return the beam (B, N) of every item: 0, the only one, or ``MASKED`` for items that a user must not get."""
     owner = torch.zeros(users, items, dtype=torch.int64, device=device)
     if allowed is not None:
         owner.masked_fill_(~allowed.to(device), MASKED)
@@ -87,7 +89,7 @@ def first_beams(
 
 
 def most_confident_level(logs_BKLV: Tensor, partial_BKL: Tensor) -> Tensor:
-    """(B, K) the masked level of each beam whose most probable code is most probable."""
+    """Return the masked level (B, K) of each beam whose most probable code is most probable."""
     return logs_BKLV.amax(-1).masked_fill(partial_BKL != MASKED, -torch.inf).argmax(-1)
 
 

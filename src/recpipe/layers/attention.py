@@ -22,7 +22,10 @@ MIN_FLEX_WIDTH = 16  # of a head, in FlexAttention's kernels
 
 
 def causal_mask(batch: Batch, like: Tensor) -> Mask:
-    """Return the mask for ``attend``, shared by all layers, in the type and on the device of ``like``."""
+    """Return the mask of rows (B, T) for ``attend``, shared by all layers, with type and device of ``like``.
+
+    See ``Mask``: None for padded rows, a bias (B, 1, T, T) or a block mask for packed ones.
+    """
     segments = batch.segments
     if segments is None:  # padding comes after all events, so causality suffices
         return None

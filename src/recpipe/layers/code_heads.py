@@ -40,7 +40,10 @@ class CodeHeads(nn.Module):
         criterion: Callable[..., Tensor],
         weights_M: Tensor | None = None,
     ) -> Tensor:
-        """Return the mean over ``levels`` of the loss of the targets' codes; ``tables`` (L) of (V_l, D), normalised."""
+        """Return the mean loss (scalar) of the targets' codes (M, L) over ``levels``.
+
+        ``tables`` are L tensors (V_l, D), normalised; ``weights_M`` of the targets.
+        """
         is_float32 = hidden_MD.dtype == torch.float32 and not torch.is_autocast_enabled(hidden_MD.device.type)
         if self.fast_loss is not None and hidden_MD.device.type == "cpu" and is_float32:
             return self.fast_loss(self, hidden_MD, levels, tables, codes_ML, weights_M)

@@ -1,8 +1,10 @@
 """Semantic ids inside a model: the codes of its catalogue, their numbers as tokens, and histories of tokens.
 
 Tokens are numbered from 1, level after level: code c of level l is ``first[l] + c``; 0 is padding. After all codes
-there is one token per level for items without an id. B batch, T events, W targets of a row, L levels, S tokens of the
-encoder, I items, N items with an id, D width, H heads, U users.
+there is one token per level for items without an id.
+
+B batch, T events, W targets of a row, L levels, S tokens of the encoder, Q queries of the decoder, I items, N items
+with an id, D width, H heads, U users.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ class ItemCodes(nn.Module):
 
     @property
     def tokens(self) -> Tensor:
-        """(I + 1, L): tokens of every item, ``size + 1 + l`` at level l where it has no id, 0 for padding."""
+        """Tokens (I + 1, L) of every item, ``size + 1 + l`` at level l where it has no id, 0 for padding."""
         device = self.codes.device
         tokens = self.codes + torch.tensor(self.first, device=device)
         without_id = torch.arange(self.size + 1, self.size + 1 + self.levels, device=device)
@@ -50,12 +52,12 @@ class ItemCodes(nn.Module):
 
     @property
     def has_id(self) -> Tensor:
-        """(I + 1,) bool: items with an id; others cannot be targets."""
+        """Mask (I + 1,) bool of the items with an id; others cannot be targets."""
         return self.codes[:, 0] >= 0
 
     @cached_property
     def rows(self) -> np.ndarray:
-        """(N,) items with an id, in the order of the tree's rows."""
+        """Items (N,) with an id, in the order of the tree's rows."""
         return np.flatnonzero(self.codes[:, 0].cpu().numpy() >= 0)
 
     @cached_property
@@ -66,7 +68,7 @@ class ItemCodes(nn.Module):
 
     @cached_property
     def row_of(self) -> Tensor:
-        """(I + 1,) row of the tree of every item, -1 without one."""
+        """Row of the tree (I + 1,) of every item, -1 without one."""
         return self._positions(self.rows)
 
     def _positions(self, items: np.ndarray) -> Tensor:
@@ -76,7 +78,10 @@ class ItemCodes(nn.Module):
         return torch.from_numpy(positions)
 
     def tree_of(self, items: Tensor | None) -> tuple[PrefixTree, Tensor]:
-        """Tree, and its rows (I + 1,), of ``items`` (I + 1,) bool that have an id, None: all. The last is cached."""
+        """Return the prefix tree of ``items`` (I + 1,) bool that have an id, None for all, and its rows (I + 1,).
+
+        The last result is cached.
+        """
         if items is None:
             return self.tree, self.row_of
         if self._subtree is None or self._subtree[0] is not items:
@@ -92,11 +97,11 @@ class ItemCodes(nn.Module):
             self.__dict__.pop(name, None)
 
     def description(self) -> dict[str, Any]:
-        """The description of the ids in a bundle."""
+        """Return the description of the ids in a bundle, in plain JSON types."""
         return replace(self.ids, codes=self.codes.cpu().numpy()).to_dict()
 
     def check(self, digest: str) -> None:
-        """Raises ValueError unless the codes have this digest."""
+        """Raise ValueError unless the codes have this digest."""
         if (present := self.description()["digest"]) != digest:
             raise ValueError(
                 f"the weights were saved with the ids {present[:12]}, beside them is written {digest[:12]}; they do "
@@ -105,7 +110,7 @@ class ItemCodes(nn.Module):
 
 
 def tokens_of_kind(books: Sequence[ItemCodes], m: int) -> Tensor:
-    """Tokens (I + 1, L) of every item in kind ``m`` of several, which are numbered one kind after the other.
+    """Return tokens (I + 1, L) of every item in kind ``m`` of several, which are numbered one kind after the other.
 
     Codes of all kinds come first, then tokens for items without an id.
     """
@@ -143,15 +148,15 @@ class CodeInput(nn.Module):
 
     @property
     def head(self) -> Tensor:
-        """(V + 1, D): the tokens that may be predicted, after the row of padding."""
+        """Embeddings (V + 1, D) of the tokens that may be predicted, after the row of padding."""
         return self.weight[: self.tokens + 1]
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """(..., D) embeddings of ``tokens`` (...)."""
+        """Return embeddings (..., D) of ``tokens`` (...)."""
         return F.embedding(tokens, self.weight)
 
     def items(self, tokens: Tensor, has_id: Tensor) -> Tensor:
-        """(I + 1, D): the sum of the ``tokens`` (I + 1, L) of each item, zero without an id, ``has_id`` (I + 1,)."""
+        """Return the sum (I + 1, D) of the ``tokens`` (I + 1, L) of each item, zero without an id (``has_id``)."""
         return self.embed(tokens).sum(1) * has_id[:, None]
 
     def forward(self, batch: Batch, tokens: Tensor) -> EmbeddedHistory:
@@ -162,7 +167,7 @@ class CodeInput(nn.Module):
         return self.embed_history(tokens[batch.items], batch.mask, first)
 
     def embed_history(self, tokens_BTL: Tensor, mask_BT: Tensor, first_B: Tensor) -> EmbeddedHistory:
-        """Embed the tokens of every event, and the first token of each history."""
+        """Embed the tokens (B, T, L) of events and the first token (B,) of histories; ``mask_BT``: False in padding."""
         size, width, levels = tokens_BTL.shape
         x = self.embed(tokens_BTL)
         x = x.sum(2) if self.summed else x.flatten(1, 2)
@@ -176,7 +181,7 @@ class CodeInput(nn.Module):
         )
 
     def features(self, users: Iterable[str]) -> dict[str, np.ndarray]:
-        """Features of ``users`` (U,) that batches need."""
+        """Return the features of ``users`` (U,) that batches need: an array (U, 1), or none without groups of users."""
         return {USER: user_tokens(users, self.users)} if self.users else {}
 
 
@@ -192,7 +197,7 @@ class LevelRelativeBias(nn.Module):
         self.table = nn.Parameter(torch.empty(2 * levels - 1, heads).normal_(std=std))
 
     def forward(self, event_S: Tensor, level_Q: Tensor | None = None) -> Tensor:
-        """(H, Q, S) for keys of L codes per event, by the key's level less the query's, from 1 - L to L - 1.
+        """Return the bias (H, Q, S) for keys of L codes per event, by the key's level less the query's.
 
         ``level_Q``: levels of the queries of a decoder; None: the tokens of the history are the queries, Q = S.
         """
@@ -205,19 +210,19 @@ class LevelRelativeBias(nn.Module):
 
 
 def user_tokens(users: Iterable[str], groups: int) -> np.ndarray:
-    """(U, 1) int64 in 0 .. groups - 1, by MD5 of the user's id: the same on every machine."""
+    """Return a group (U, 1) int64 in 0 .. groups - 1 for each user, by MD5 of his id: the same on every machine."""
     digests = (hashlib.md5(str(user).encode(), usedforsecurity=False).digest() for user in users)
     return np.array([int.from_bytes(each[:8], "big") % groups for each in digests], np.int64)[:, None]
 
 
 def loss_items(criterion: Callable[..., Tensor]) -> Tensor | None:
-    """(I + 1,) bool: the items among which the softmax of a loss is taken; None: all."""
+    """Return the mask (I + 1,) bool of the items among which the softmax of a loss is taken; None: all."""
     items: Tensor | None = getattr(criterion, "candidate_mask", None)
     return items
 
 
 def targets_of(batch: Batch, has_id: Tensor, *, one_pass: bool) -> tuple[Batch, Tensor, Tensor]:
-    """Inputs, targets (B, W), and which of them are real (B, W): items that ``has_id`` (I + 1,).
+    """Return inputs, targets (B, W), and which of them are real (B, W) bool: items that ``has_id`` (I + 1,).
 
     ``one_pass``: every event of a row is the target of those before it; inputs may have events that no target follows.
     Otherwise the last event is the only target, W = 1, and inputs are the events before it. ``next_weights`` of the
@@ -234,14 +239,15 @@ def targets_of(batch: Batch, has_id: Tensor, *, one_pass: bool) -> tuple[Batch, 
 
 
 def causal(event_S: Tensor) -> Tensor:
-    """(S, S) bool attention mask: a token attends to those of its own event and of earlier ones."""
+    """Return the attention mask (S, S) bool: a token attends to those of its own event and of earlier ones."""
     return event_S[None, :] <= event_S[:, None]
 
 
 def decoder_masks(event_S: Tensor, width: int, queries: int, *, by_target: bool) -> dict[str, Tensor]:
-    """Masks and positions for ``Decoder.forward``: ``queries`` of each of ``width`` targets, apart from each other.
+    """Return masks and positions for ``Decoder.forward``: ``queries`` of each of ``width`` targets.
 
-    ``by_target``: those of the target after event t attend to events up to t, otherwise to all.
+    ``event_S`` (S,) is the event of each token of the history. ``by_target``: queries of the target after event t
+    attend to events up to t, otherwise to all.
     """
     target = torch.arange(width, device=event_S.device).repeat_interleave(queries)  # also the last event before it
     positions = torch.arange(queries, device=event_S.device).repeat(width)

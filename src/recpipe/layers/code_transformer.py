@@ -30,23 +30,29 @@ class EncodedHistory(NamedTuple):
 class StepDecoder(Protocol):
     """Decoder of one level at a time, such as ``Decoder``; memory and cache are its own."""
 
-    def memory(self, encoded_BSD: Tensor, mask_BS: Tensor, events_S: Tensor | None = None) -> Any: ...
+    def memory(self, encoded_BSD: Tensor, mask_BS: Tensor, events_S: Tensor | None = None) -> Any:
+        """Return what cross-attention reads of encoded histories (B, S, D); ``mask_BS`` is False in the padding."""
 
-    def cache(self) -> Any: ...
+    def cache(self) -> Any:
+        """Return an empty cache of the levels decoded so far."""
 
-    def step(self, x_BKD: Tensor, memory: Any, cache: Any, parents_BK: Tensor | None = None) -> Tensor: ...
+    def step(self, x_BKD: Tensor, memory: Any, cache: Any, parents_BK: Tensor | None = None) -> Tensor:
+        """Return hidden states (B, K, D) of the next level of all beams, and add it to ``cache``."""
 
 
 class Inference(Protocol):
     """Encoder, decoder and output layer in evaluation: a ``CodeTransformer``, or a faster version of one."""
 
     @property
-    def encoder(self) -> Callable[..., Tensor]: ...
+    def encoder(self) -> Callable[..., Tensor]:
+        """Function from embedded histories (B, S, D) to encoded ones."""
 
     @property
-    def decoder(self) -> StepDecoder: ...
+    def decoder(self) -> StepDecoder:
+        """Decoder of one level at a time."""
 
-    def logits(self, hidden: Tensor, rows: slice) -> Tensor: ...
+    def logits(self, hidden: Tensor, rows: slice) -> Tensor:
+        """Return logits (..., n) of hidden states (..., D) for some ``rows`` of the tokens, counted from 0."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ class CodeTransformer(nn.Module):
 
     @contextmanager
     def cached_weights(self) -> Iterator[None]:
-        """Context in which weights must not change, so that inference can use values derived from them."""
+        """Enter a context in which weights must not change, so that inference can use values derived from them."""
         self.cache = None if self.accelerator is None else self.accelerator(self)
         try:
             yield
@@ -100,7 +106,7 @@ class CodeTransformer(nn.Module):
         return self if self.cache is None else self.cache
 
     def logits(self, hidden: Tensor, rows: slice) -> Tensor:
-        """Logits (..., n) of hidden states (..., D) for some ``rows`` of the tokens, counted from 0."""
+        """Return logits (..., n) of hidden states (..., D) for some ``rows`` of the tokens, counted from 0."""
         return hidden * self.scale @ self.input.head[1:][rows].T
 
     def encode(self, batch: Batch, tokens: Tensor) -> EncodedHistory:
@@ -116,7 +122,7 @@ class CodeTransformer(nn.Module):
     def decode(
         self, encoded: EncodedHistory, targets_BWL: Tensor, *, kind: int = 0, by_target: bool | None = None
     ) -> Tensor:
-        """(B, W, L, D) hidden states that the tokens ``targets_BWL`` are predicted from, times T5's scale.
+        """Return hidden states (B, W, L, D) that the tokens ``targets_BWL`` are predicted from, times T5's scale.
 
         ``by_target``: target w follows the events up to w, by default if ``one_pass``; otherwise all events.
         """
@@ -140,9 +146,9 @@ class CodeTransformer(nn.Module):
         weights: Tensor | None = None,
         offset: int = 0,
     ) -> Tensor:
-        """Loss of the ids ``codes`` of the target items with ``weights`` (N,): all tokens of an item have its weight.
+        """Return the loss (scalar) of the ids ``codes`` of target items (N,) with ``weights``, from states (N, L, D).
 
-        ``offset``: tokens of other kinds before these.
+        All tokens of an item have its weight. ``offset``: tokens of other kinds before these.
         """
         if self.softmax == "children":
             tree, row_of = codes.tree_of(loss_items(criterion))
@@ -168,7 +174,7 @@ class CodeSteps:
         self.first_state: Tensor | None = None  # (B, D), from which the first code is predicted, after the first step
 
     def step(self, level: int, codes_BK: Tensor | None, parents_BK: Tensor | None) -> Tensor:
-        """Log-probabilities (B, K, V_level), see ``log_probs``."""
+        """Return log-probabilities (B, K, V_level), see ``log_probs``."""
         tokens = self.begin if codes_BK is None else codes_BK + self.first[level - 1]
         x_BKD = self.model.input.embed(tokens)
         hidden = self.inference.decoder.step(x_BKD, self.memory, self.cache, parents_BK)
@@ -177,7 +183,10 @@ class CodeSteps:
         return self.log_probs(level, hidden)
 
     def log_probs(self, level: int, hidden: Tensor) -> Tensor:
-        """(..., V_level) of hidden states (..., D), normalised over all tokens, or this level's if ``by_level``."""
+        """Return log-probabilities (..., V_level) of hidden states (..., D).
+
+        They are normalised over all tokens, or over those of this level if ``by_level``.
+        """
         rows = slice(self.first[level] - 1, self.first[level] - 1 + self.sizes[level])
         if self.by_level:
             return self.inference.logits(hidden, rows).float().log_softmax(-1)

@@ -47,7 +47,10 @@ class ContentTable(nn.Module):
         self._step = StepTable()
 
     def forward(self) -> Tensor:
-        """Return the table; row 0, padding, is zero. It is computed once for all batches of a training step."""
+        """Return the table (I + 1, D); row 0, padding, is zero.
+
+        It is computed once for all batches of a training step.
+        """
         if torch.is_grad_enabled():
             return self._step.get(self._compute, self.parameters())
         if self.cache is None or self.training:
@@ -55,7 +58,7 @@ class ContentTable(nn.Module):
         return self.cache.get(self._compute, self.parameters(), self.buffers())
 
     def has_content(self) -> Tensor:
-        """Return (I + 1,) bool: items with a vector."""
+        """Return the mask (I + 1,) bool of items with a vector."""
         return self.present.any(1)
 
     def _compute(self) -> Tensor:

@@ -28,10 +28,12 @@ class GPT2Block(nn.Module):
         self.attention_dropout = nn.Dropout(attention_dropout) if attention_dropout else None
 
     def forward(self, x_BTD: Tensor, mask: Mask = None) -> Tensor:
+        """Return the block's output (B, T, D) of ``x_BTD`` under the causal ``mask``."""
         x_BTD = x_BTD + self.dropout(self.attention(self.norm_attention(x_BTD), mask))
         return x_BTD + self.dropout(self.down(F.gelu(self.up(self.norm_feed(x_BTD)))))
 
     def attention(self, x_BTD: Tensor, mask: Mask) -> Tensor:
+        """Return the attention branch (B, T, D) of ``x_BTD`` under the causal ``mask``."""
         B, T, D = x_BTD.shape
         q, k, v = self.qkv(x_BTD).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         return self.out(attend(q, k, v, mask, self.attention_dropout).transpose(1, 2).reshape(B, T, D))

@@ -115,7 +115,7 @@ class ItemInput(nn.Module):
         return self._step_head.get(lambda: table[: self.n_items + 1], self.parameters())
 
     def tables(self) -> dict[str, Tensor]:
-        """Return tables for ``Recommender.item_tables``, with projected vectors by modality."""
+        """Return the tables (I + 1, D) for ``Recommender.item_tables``, with projected vectors by modality."""
         table = self.table()
         tables = {"input": table[: self.n_items + 1]}
         if self.side.config.head == "ids" and table is not self.weight:
@@ -185,17 +185,19 @@ class ProjectedVectors(nn.Module):
         nn.init.zeros_(self.project.bias)
 
     def forward(self) -> Tensor:
+        """Return the projected vectors (I + 1, D), zero for items without one."""
         return self.project(self.given) * self.present
 
     def is_present(self) -> Tensor:
-        """Return (I + 1,) bool: items with a vector."""
+        """Return the mask (I + 1,) bool of items with a vector."""
         return self.present[:, 0] > 0
 
 
 class ColumnEmbedding(nn.Module):
-    """Embedding (..., D) of the encoded values (..., M) of a column; missing values, which are 0, add nothing.
+    """Base class of embeddings (..., D) of a column's encoded values (..., M); missing values, 0, add nothing.
 
-    ``rows`` of the weight. ``values`` (I + 1, M): those of the catalogue, for a column of items.
+    ``rows`` of the weight. ``values`` (I + 1, M): those of the catalogue, for a column of items. Subclasses write
+    ``look_up``, which otherwise raises NotImplementedError.
     """
 
     given: Tensor | None
@@ -206,14 +208,16 @@ class ColumnEmbedding(nn.Module):
         self.register_buffer("given", values)
 
     def look_up(self, values: Tensor) -> Tensor:
+        """Return embeddings (..., D) of encoded values (..., M)."""
         raise NotImplementedError
 
     def forward(self) -> Tensor:
+        """Return the embeddings (I + 1, D) of the catalogue."""
         assert self.given is not None
         return self.look_up(self.given)
 
     def is_present(self) -> Tensor:
-        """Return (I + 1,) bool: items with a value."""
+        """Return the mask (I + 1,) bool of items with a value."""
         assert self.given is not None
         return self.given.gt(0).any(1)
 
@@ -227,6 +231,7 @@ class CategoryEmbedding(ColumnEmbedding):
             self.weight[0].zero_()
 
     def look_up(self, codes: Tensor) -> Tensor:
+        """Return mean embeddings (..., D) of codes (..., M)."""
         is_code = (codes > 0).to(self.weight.dtype)
         M = codes.shape[-1]
         if M == 1:
@@ -244,6 +249,7 @@ class NumberEmbedding(ColumnEmbedding):
         super().__init__(2, dim, values)
 
     def look_up(self, values: Tensor) -> Tensor:
+        """Return embeddings (..., D) of a standardised number and its presence (..., 2)."""
         return values.to(self.weight.dtype) @ self.weight
 
 

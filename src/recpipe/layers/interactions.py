@@ -125,10 +125,10 @@ def largest_weights(items_BT: Tensor, weights_BT: Tensor, n_items: int) -> Tenso
 
 
 def pair_values(counts: Tensor, weights: Tensor | None, scaling: str) -> Tensor:
-    """Return the entries of a user × item matrix, 0 where the count is.
+    """Return the entries (of any shape) of a user × item matrix, 0 where the count is.
 
     With c the sum of the weights of the pair's events and w the largest (without weights c their number, w = 1):
-    binary: w; count: c; log: ln(1 + c); tfidf: w (1 + ln(c / w)).
+    binary: w; count: c; log: ln(1 + c); tfidf: w (1 + ln(c / w)). ``counts`` (...) are c, ``weights`` (...) are w.
     """
     if scaling == "count":
         return counts
@@ -139,7 +139,7 @@ def pair_values(counts: Tensor, weights: Tensor | None, scaling: str) -> Tensor:
 
 
 def csr(row: Tensor, column: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Build a CSR matrix; values at the same position are added."""
+    """Build a CSR matrix from ``values`` (n,) at ``row`` (n,) and ``column`` (n,); equal positions are added up."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         coo = torch.sparse_coo_tensor(torch.stack([row, column]), values, shape, check_invariants=False)
@@ -183,7 +183,10 @@ class PairBatches:
 
 @dataclass(frozen=True)
 class NeighbourConfig:
-    """Settings of neighbourhood models, and their similarity measure, see the docstring of this module."""
+    """Settings of neighbourhood models, and their similarity measure, see the docstring of this module.
+
+    Raises ValueError for a similarity of sets with ``profile: count``.
+    """
 
     neighbours: int = 100  # K
     similarity: str = "cosine"
@@ -198,7 +201,7 @@ class NeighbourConfig:
         check_at_least(1, self, "neighbours")
 
     def encode(self, x: Tensor, total: Tensor, features: int) -> tuple[Tensor, Tensor]:
-        """Return the two values per feature that the measure multiplies, 0 wherever ``x`` is; ``total`` is Σx."""
+        """Return the two values (n,) per feature that the measure multiplies; ``total`` (n,) is the sum Σx of ``x``."""
         p = x / _nonzero(total)
         if self.similarity == "bhattacharyya":
             return p.sqrt(), p.sqrt()

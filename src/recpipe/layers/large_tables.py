@@ -32,7 +32,10 @@ class StepTable:
         self._table: Tensor | None = None
 
     def get(self, compute: Callable[[], Tensor], weights: Iterable[Tensor]) -> Tensor:
-        """Return ``compute()``, or the same table as before; ``weights`` are those that it is computed from."""
+        """Return the table (I + 1, D) of ``compute()``, or the same one as before.
+
+        ``weights`` are those that it is computed from.
+        """
         versions = tuple(value for weight in weights for value in (weight.data_ptr(), weight._version))
         if self._table is None or self._versions != versions:
             if not (table := compute()).requires_grad:

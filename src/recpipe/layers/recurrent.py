@@ -23,7 +23,7 @@ class RecurrentConfig:
 
 
 class Recurrent(nn.Module):
-    """Dropout, ``layers`` of torch's ``cell`` with dropout between them, LayerNorm, dropout, projection to ``dim``."""
+    """Recurrent network: dropout, layers of torch's ``cell`` with dropout between them, LayerNorm, projection."""
 
     def __init__(self, cell: type[nn.GRU] | type[nn.LSTM], config: RecurrentConfig) -> None:
         super().__init__()
@@ -36,6 +36,7 @@ class Recurrent(nn.Module):
         self.apply(_initialise)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        """Return outputs (B, T, D) of embedded events ``x_BTD``."""
         states, _ = self.cells(self.dropout(x_BTD))  # (B, T, hidden)
         return self.project(self.dropout(self.norm(states)))
 

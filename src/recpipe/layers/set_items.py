@@ -24,9 +24,11 @@ COLLABORATIVE = "collaborative"  # name of the item vectors of a trained model
 class TokenCache(Protocol):
     """Cache of a tensor derived from weights and constants, such as ``WeightCache`` of ``recpipe.accelerate``."""
 
-    def get(self, compute: Callable[[], Tensor], weights: Iterable[Tensor], constants: Iterable[Tensor]) -> Tensor: ...
+    def get(self, compute: Callable[[], Tensor], weights: Iterable[Tensor], constants: Iterable[Tensor]) -> Tensor:
+        """Return the value of ``compute`` for these tensors, computed again only if one of them has changed."""
 
-    def clear(self) -> None: ...
+    def clear(self) -> None:
+        """Drop the value."""
 
 
 class AutoEncoder(nn.Module):
@@ -43,16 +45,16 @@ class AutoEncoder(nn.Module):
         nn.init.normal_(last.weight, std=STD / math.sqrt(last.in_features))  # tokens start like embeddings
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """(N, tokens, D) tokens of vectors (N, V)."""
+        """Return tokens (N, tokens, D) of vectors (N, V)."""
         return self.encoder(vectors).unflatten(-1, (-1, self.dim))
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """(N, V) vectors of tokens (N, tokens, D), scaled as T5 reads them."""
+        """Return vectors (N, V) of tokens (N, tokens, D), scaled as T5 reads them."""
         return self.decoder(tokens.flatten(1) * math.sqrt(self.dim))
 
 
 def perceptron(sizes: Sequence[int]) -> nn.Sequential:
-    """Linear layers with ReLU between them, initialised after He et al. 2015."""
+    """Build linear layers with ReLU between them, initialised after He et al. 2015."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes):
         linear = nn.Linear(fan_in, fan_out)
@@ -94,7 +96,7 @@ class SetItems(nn.Module):
 
     @property
     def count(self) -> int:
-        """Tokens M of an item."""
+        """Tokens of an item (M)."""
         return len(self.missing)
 
     @property
@@ -103,20 +105,21 @@ class SetItems(nn.Module):
         return int(self.collaborative is not None)
 
     def has_content(self) -> Tensor:
-        """(I + 1,) bool: items with a vector that semantic tokens are computed from."""
+        """Return the mask (I + 1,) bool of items with a vector that semantic tokens are computed from."""
         return self.present.any(1)
 
     def has_collaborative(self) -> Tensor:
-        """(I + 1,) bool: items with a collaborative vector."""
+        """Return the mask (I + 1,) bool of items with a collaborative vector."""
         return torch.zeros_like(self.has_content()) if self.collaborative is None else self.collaborative.is_present()
 
     def train(self, mode: bool = True) -> SetItems:
+        """Set the mode of the module; training drops the cached tokens."""
         if mode and self.cache is not None:
             self.cache.clear()
         return super().train(mode)
 
     def tokens(self) -> Tensor:
-        """(I + 1, M, D); those of padding are zero."""
+        """Return the tokens (I + 1, M, D) of the catalogue; those of padding are zero."""
         if self.cache is None or self.training or torch.is_grad_enabled():
             return self._compute_tokens()
         sources = [self.auto_encoder.encoder, *([] if self.collaborative is None else [self.collaborative])]
@@ -127,7 +130,10 @@ class SetItems(nn.Module):
         )
 
     def step_tokens(self) -> Tensor:
-        """``tokens``, computed once for all parts of a training step: until a backward pass or a weight update."""
+        """Return ``tokens`` (I + 1, M, D), computed once for all parts of a training step.
+
+        They are computed again after a backward pass or a weight update.
+        """
         versions = tuple(weight._version for weight in self.parameters())
         if self._step is None or self._step[0] != versions or not torch.is_grad_enabled():
             tokens = self.tokens()
@@ -157,7 +163,10 @@ class SetItems(nn.Module):
         return torch.cat([self.auto_encoder(part) for part in parts])
 
     def reconstruction(self, tokens: Tensor, sample: int | None = None) -> Tensor:
-        """Mean squared error of the vectors decoded from ``tokens`` (I + 1, M, D), over ``sample`` items or all."""
+        """Return the mean squared error (scalar) of the vectors decoded from ``tokens`` (I + 1, M, D).
+
+        It is over ``sample`` random items, or over all.
+        """
         items = self.has_content().nonzero()[:, 0]
         if sample is not None and sample < len(items):
             items = items[torch.randperm(len(items), device=items.device)[:sample]]

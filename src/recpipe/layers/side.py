@@ -191,7 +191,10 @@ class Side:
 
 
 def vector_table(vectors: np.ndarray | VectorRows, present: np.ndarray) -> np.ndarray:
-    """Table (I + 1, V + 1) of vectors, zero where there is none, and 1 in the last column where there is one."""
+    """Return the table (I + 1, V + 1) of vectors, zero for items without one, whose last column is the presence.
+
+    ``vectors`` (I, V) and ``present`` (I,) bool are in the order of the vocabulary.
+    """
     rows = VectorRows.of(vectors)
     table = np.zeros((len(rows) + 1, rows.width + 1), np.float32)
     for block in rows.blocks():

@@ -21,10 +21,11 @@ MAX_SCORES = 1 << 22  # scores in memory at once
 def item_cross_entropy(
     logits: Sequence[Tensor], codes_NL: Tensor, rows_M: Tensor, weights_M: Tensor | None = None
 ) -> Tensor:
-    """Mean cross-entropy of the target items ``rows_M`` of the catalogue ``codes_NL``, with ``weights_M`` of targets.
+    """Return the mean cross-entropy (scalar) of the target items ``rows_M`` of the catalogue ``codes_NL``.
 
-    ``logits`` (L) of (M, V_l): an item's score is the sum of its codes' logits, as in product quantisation (Jegou,
-    Douze and Schmid, 2011, section III). In float32 at least, for a part of the targets at a time.
+    ``logits`` are L tensors (M, V_l): an item's score is the sum of its codes' logits, as in product quantisation
+    (Jegou, Douze and Schmid, 2011, section III). ``weights_M`` of the targets. In float32 at least, for a part of the
+    targets at a time.
     """
     sizes = [each.shape[1] for each in logits]
     wide = torch.promote_types(logits[0].dtype, torch.float32)
@@ -76,11 +77,11 @@ class _ItemCrossEntropy(torch.autograd.Function):
 def tree_cross_entropy(
     hidden_MLD: Tensor, tables: Sequence[Tensor], rows_M: Tensor, tree: TreeTensors, weights_M: Tensor | None = None
 ) -> Tensor:
-    """Mean over targets and levels of the cross-entropy of each code among the children of the prefix before it.
+    """Return the mean cross-entropy (scalar) of each code among the children of the prefix before it.
 
-    ``tables`` (L) of (V_l, D): output embeddings of a level's codes; ``rows_M``: targets as rows of the catalogue,
-    ``weights_M`` their weights.
-    exp(-L times a target's mean) is its probability among all items of the tree.
+    ``hidden_MLD`` are the states before each code, ``tables`` L tensors (V_l, D) of output embeddings, ``rows_M`` the
+    targets as rows of the catalogue, ``weights_M`` their weights. exp(-L times a target's mean) is its probability
+    among all items of the tree.
     """
     nodes = tree.leaf_positions[rows_M]
     total = hidden_MLD.new_zeros(())
@@ -96,7 +97,7 @@ def tree_cross_entropy(
 
 
 def child_mask(tree: TreeTensors, level: int, nodes: Tensor) -> Tensor:
-    """(M, V) float32: 0 for the codes of ``level`` that may follow each of ``nodes`` (M,), -inf for the others."""
+    """Return the mask (M, V) float32: 0 for codes of ``level`` that may follow ``nodes`` (M,), -inf for others."""
     # a table needs no synchronisation with a GPU
     if (table := tree.child_mask(level)) is not None:
         return table[nodes]

@@ -69,7 +69,10 @@ class Mamba2(nn.Module):
         self.out_proj = nn.Linear(inner, dim, bias=False)
 
     def forward(self, x_BTD: Tensor, segments_BT: Tensor | None = None) -> Tensor:
-        """``segments_BT``: number of the sequence of every event in packed rows; nothing crosses sequences."""
+        """Return outputs (B, T, D) of ``x_BTD``; each depends on its own event and earlier ones.
+
+        ``segments_BT``: number of the sequence of every event in packed rows; nothing crosses sequences.
+        """
         parts = self.in_proj.weight.split([self.inner, self.inner + 2 * self.state, self.heads])
         z, mixed, dt = (F.linear(x_BTD, part) for part in parts)
         assert self.conv1d.bias is not None
@@ -143,7 +146,7 @@ def mamba_ssm_scan(
     chunk: int = 0,
     segments_BT: Tensor | None = None,
 ) -> Tensor:
-    """Compute ``ssd`` by the Triton kernels, whose chunks are powers of two."""
+    """Compute ``ssd``, y (B, T, H, P), by the Triton kernels of mamba_ssm, whose chunks are powers of two."""
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
     size = min(chunk or CHUNK_GPU, max(x_BTHP.shape[1], 16), 256)
@@ -161,7 +164,7 @@ def mamba_ssm_scan(
 
 
 def causal_conv(x_BTD: Tensor, weight: Tensor, bias: Tensor, segments_BT: Tensor | None = None) -> Tensor:
-    """Convolve each channel over an event and those before it; ``weight`` (D, 1, width) as in ``nn.Conv1d``."""
+    """Convolve each channel (B, T, D) over an event and those before it; ``weight`` (D, 1, width) of ``nn.Conv1d``."""
     width = weight.shape[-1]
     if segments_BT is not None:
         y = torch.addcmul(bias, x_BTD, weight[:, 0, -1])

@@ -1,12 +1,15 @@
-"""T5: Raffel et al., Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer, JMLR 2020.
+"""T5 encoder and decoder, with masks for several targets per history and decoding of all beams level by level.
+
+Raffel et al., Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer, JMLR 2020 (arXiv
+1910.10683).
 
 RMSNorm before each block, no biases, no division by sqrt(P) (the initial weights of q have it), ReLU feed-forward, one
 table of relative positions per stack, shared by its layers. Embeddings and output heads belong to the model. An
-attention mask per batch allows one encoding for all targets of a sequence, tokens of an item that share a position,
-and queries decoded in parallel. The decoder runs teacher-forced, or one level of all beams at a time.
+attention mask per batch allows one encoding for all targets of a sequence, tokens of an item that share a position, and
+queries decoded in parallel. The decoder runs teacher-forced, or one level of all beams at a time.
 
-B batch, T queries of attention, S keys, Q queries of the decoder, K beams, t levels decoded so far, D width, H heads,
-P width of a head, V tokens.
+B batch, T queries of attention, S keys, Q queries of the decoder, K beams, t levels decoded so far, D width, H heads, P
+width of a head, V tokens.
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ class T5Shape:
 
     @property
     def inner(self) -> int:
-        """Width H * P of all heads together."""
+        """Width of all heads together, H * P."""
         return self.heads * self.head_dim
 
 
@@ -71,7 +74,7 @@ def attention_mask(bias: Tensor, *masks: Tensor | None) -> AttentionMask:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, dropout: nn.Module) -> Tensor:
-    """(B, T, H * P) from q (B, H, T, P), k and v (B, H, S, P), with ``dropout`` of attention weights."""
+    """Return attention (B, T, H * P) of q (B, H, T, P), k and v (B, H, S, P), with ``dropout`` of its weights."""
     if q.device.type == "cpu":  # where the fused kernel has no dropout, and is no faster for short sequences
         mixed = dropout((q @ k.mT).add_(mask.bias).softmax(-1)) @ v
     else:
@@ -82,7 +85,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, dropout: nn.Mod
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, dropout: nn.Module) -> Tensor:
-    """(B, H, T, P) by torch's fused attention, which stores no (B, H, T, S) weights for the backward pass."""
+    """Return attention (B, H, T, P) by torch's fused kernel, which stores no weights (B, H, T, S) for gradients."""
     # not by cuDNN's kernel: with it a step of TIGER took 156 ms on an H100, with plain products 46 (torch 2.11)
     bias = mask.bias.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     p = float(dropout.p) if dropout.training else 0.0  # type: ignore[arg-type]
@@ -100,11 +103,11 @@ class RelativeBias(nn.Module):
         nn.init.normal_(self.table.weight, std=shape.dim**-0.5)
 
     def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """Bias (..., H, Q, S) of integer positions (..., Q) and (..., S)."""
+        """Return the bias (..., H, Q, S) of integer positions (..., Q) and (..., S)."""
         return self.table(self.bucket(keys[..., None, :] - queries[..., None])).movedim(-1, -3)
 
     def bucket(self, distance: Tensor) -> Tensor:
-        """Bucket of each distance key - query; one-sided: later keys count as distance 0."""
+        """Return the bucket (...) of each distance (...), key - query; one-sided: later keys count as distance 0."""
         buckets, first = self.table.num_embeddings, torch.zeros_like(distance)
         if self.bidirectional:
             buckets //= 2
@@ -133,11 +136,12 @@ class SelfAttention(nn.Module):
             self.qkv.weight[: shape.inner] *= shape.head_dim**-0.5
 
     def forward(self, x_BTD: Tensor, mask: AttentionMask) -> Tensor:
+        """Return the residual stream (B, T, D) with the attention branch added."""
         q, k, v = self.project(x_BTD)
         return self.add(x_BTD, attend(q, k, v, mask, self.dropout))
 
     def project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each (B, H, T, P)."""
+        """Return queries, keys and values, each (B, H, T, P)."""
         q, k, v = self.qkv(self.norm(x_BTD)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return q, k, v
 
@@ -162,11 +166,12 @@ class CrossAttention(nn.Module):
         nn.init.normal_(self.out.weight, std=shape.inner**-0.5)
 
     def memory(self, encoded_BSD: Tensor) -> KeysValues:
-        """Keys and values, each (B, H, S, P)."""
+        """Return keys and values of encoded tokens, each (B, H, S, P)."""
         k, v = self.kv(encoded_BSD).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return k, v
 
     def forward(self, x_BQD: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
+        """Return the residual stream (B, Q, D) with the attention to keys ``k`` and values ``v`` (B, H, S, P) added."""
         q = self.q(self.norm(x_BQD)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         return x_BQD + self.dropout(self.out(attend(q, k, v, mask, self.dropout)))
 
@@ -184,6 +189,7 @@ class FeedForward(nn.Module):
         nn.init.normal_(self.down.weight, std=shape.feed_forward**-0.5)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        """Return the residual stream (B, T, D) with the feed-forward branch added."""
         return x_BTD + self.dropout(self.down(self.dropout(F.relu(self.up(self.norm(x_BTD))))))
 
 
@@ -195,6 +201,7 @@ class EncoderLayer(nn.Module):
         self.attention, self.feed = SelfAttention(shape), FeedForward(shape)
 
     def forward(self, x_BTD: Tensor, mask: AttentionMask) -> Tensor:
+        """Return the layer's output (B, T, D) of ``x_BTD`` under ``mask``."""
         return self.feed(self.attention(x_BTD, mask))
 
 
@@ -255,7 +262,7 @@ class KVCache:
         return self.layers[0][0].shape[3] if self.layers else 0
 
     def reorder(self, parents_BK: Tensor) -> None:
-        """Let beam k continue what was beam ``parents[b, k]``."""
+        """Let beam k continue what was beam ``parents[b, k]``; ``parents_BK`` (B, K)."""
         users = torch.arange(len(parents_BK), device=parents_BK.device)[:, None]
         self.layers = [
             (k[users, :, parents_BK].transpose(1, 2), v[users, :, parents_BK].transpose(1, 2)) for k, v in self.layers
@@ -271,12 +278,13 @@ class DecoderLayer(nn.Module):
         self.feed = FeedForward(shape)
 
     def forward(self, x_BQD: Tensor, mask: AttentionMask, memory: KeysValues, cross_mask: AttentionMask) -> Tensor:
+        """Return the layer's output (B, Q, D) of ``x_BQD`` under the masks of self- and cross-attention."""
         return self.feed(self.cross(self.attention(x_BQD, mask), *memory, cross_mask))
 
     def step(
         self, x_BKD: Tensor, bias: Tensor, past: KeysValues | None, memory: KeysValues, cross_mask: AttentionMask
     ) -> tuple[Tensor, KeysValues]:
-        """``forward`` for the last position of every beam; returns the extended keys and values too."""
+        """Return ``forward`` (B, K, D) for the last position of every beam, and the extended keys and values."""
         q, k, v = self.attention.project(x_BKD)  # (B, H, K, P)
         k, v = k[:, :, :, None], v[:, :, :, None]
         if past is not None:
@@ -304,11 +312,11 @@ class Decoder(nn.Module):
         self.dropout = nn.Dropout(shape.dropout)
 
     def memory(self, encoded_BSD: Tensor, mask_BS: Tensor | None = None, events_S: Tensor | None = None) -> Memory:
-        """Compute keys and values of the encoder's output once per user; ``events_S`` as in ``Memory``."""
+        """Compute keys and values (B, H, S, P) of encoded tokens (B, S, D) once; ``events_S`` as in ``Memory``."""
         return Memory(tuple(layer.cross.memory(encoded_BSD) for layer in self._layers()), mask_BS, events_S)
 
     def cache(self) -> KVCache:
-        """An empty cache for a search."""
+        """Return an empty cache for a search."""
         return KVCache()
 
     def forward(
@@ -322,12 +330,13 @@ class Decoder(nn.Module):
         events_Q: Tensor | None = None,
         cross_bias: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states (B, Q, D) of embedded targets, shifted right, or of queries.
+        """Return hidden states (B, Q, D) of embedded targets, shifted right, or of queries.
 
         ``cross`` bool, (Q, S) or (B, Q, S): which tokens of the memory each query may attend to. ``attention`` bool,
         (Q, Q) or (B, Q, Q): which queries, in addition to ``causal``. ``positions`` as in ``Encoder``. ``events_Q``,
         for ``recency``: the last event before each query's target, by default the last of the row. ``cross_bias``,
-        broadcast to (B, H, Q, S), is added to the scores of cross-attention.
+        broadcast to (B, H, Q, S), is added to the scores of cross-attention. Raises ValueError for ``recency`` with a
+        memory without events or mask.
         """
         places = torch.arange(x_BQD.shape[1], device=x_BQD.device)
         positions = places if positions is None else positions
@@ -340,7 +349,7 @@ class Decoder(nn.Module):
         return self.dropout(self.norm(x_BQD))
 
     def step(self, x_BKD: Tensor, memory: Memory, cache: KVCache, parents_BK: Tensor | None = None) -> Tensor:
-        """``forward`` (B, K, D) without dropout for the next position of all beams, which is added to ``cache``.
+        """Return ``forward`` (B, K, D) without dropout for the next position of all beams, which is added to ``cache``.
 
         ``parents_BK``: the beam of the previous step that each one continues; None: the same one.
         """
@@ -381,10 +390,10 @@ class Decoder(nn.Module):
 
 
 def last_event(mask_BS: Tensor, events_S: Tensor) -> Tensor:
-    """(B,) latest event of the tokens that are no padding."""
+    """Return the latest event (B,) of the tokens that are no padding."""
     return torch.where(mask_BS, events_S, events_S.min() - 1).amax(1)
 
 
 def with_heads(attention: Tensor | None) -> Tensor | None:
-    """(T, S) or (B, T, S) as (…, 1, T, S)."""
+    """Return a mask (T, S) or (B, T, S) with a dimension for heads, (..., 1, T, S)."""
     return None if attention is None else attention[..., None, :, :]

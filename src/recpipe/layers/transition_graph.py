@@ -40,7 +40,7 @@ def store_matrix(matrix: csr_matrix, device: torch.device) -> tuple[Tensor, Tens
 
 
 def load_matrix(offsets: Tensor, columns: Tensor, values: Tensor) -> csr_matrix:
-    """Return the square CSR matrix of the buffers of ``store_matrix``, on the CPU."""
+    """Return the square CSR matrix (I + 1, I + 1) of the buffers of ``store_matrix``, on the CPU."""
     size = len(offsets) - 1
     arrays = (values.cpu().numpy(), columns.cpu().numpy(), offsets.cpu().numpy())
     return csr_matrix(arrays, (size, size))

@@ -95,7 +95,7 @@ def test_a_picture_has_rings_dots_and_intervals_in_place():
     legend, circles = 2, root.findall(f"{SVG}circle")[2:]
     x = [float(circle.get("cx")) for circle in circles]
     assert len(circles) == 3 and (x[0] - x[1]) == pytest.approx((x[0] - x[2]) / 4, abs=0.1)  # .05, .04, .01
-    assert [circle.get("fill") == "none" for circle in circles] == [True, False, True]
+    assert [circle.get("class") for circle in circles] == [None, "ours", None]
     interval = next(line for line in root.findall(f"{SVG}line") if line.get("stroke-width") == "2.5")
     assert float(interval.get("x1")) < x[1] < float(interval.get("x2"))
     assert max(len(text.text) for text in root.findall(f"{SVG}text")[legend + 1 :]) <= LETTERS

@@ -1,7 +1,7 @@
 """Dot plot of a section as SVG: published numbers as rings, ours as dots with their intervals.
 
-It is 420 pixels wide, so that it is readable on a telephone, and has no background: its colours have contrast on white
-and on dark pages alike.
+It is 420 pixels wide, so that it is readable on a telephone. It brings its own background and two sets of colours, for
+light and dark systems: a page with a switch of its own may show either, and both are readable there.
 """
 
 from __future__ import annotations
@@ -12,9 +12,19 @@ from typing import NamedTuple
 
 from recpipe.reporting.formatting import decimals, metric_title
 
-WIDTH, LEFT, RIGHT, ROW, TOP = 420, 150, 48, 20, 26  # pixels: whole, names, numbers, height of a row, title
+WIDTH, LEFT, RIGHT, ROW, TOP = 420, 158, 52, 20, 30  # pixels: whole, names, numbers, height of a row, title
 LETTERS = 22  # of a name
-GREY, BLUE, LINE = "#6e7781", "#1f6feb", "#6e778166"
+STYLE = (  # contrast of texts with the paper is at least 4.5
+    "<style>"
+    ":root { --paper: #ffffff; --grey: #59636e; --blue: #0969da; --line: #d1d9e0 }"
+    "@media (prefers-color-scheme: dark) {"
+    " :root { --paper: #0d1117; --grey: #9198a1; --blue: #4493f8; --line: #3d444d } }"
+    "text { fill: var(--grey) } .ours { fill: var(--blue); font-weight: 600 }"
+    "line { stroke: var(--grey) } line.ours { stroke: var(--blue) } line.guide { stroke: var(--line) }"
+    "circle { fill: none; stroke: var(--grey); stroke-width: 1.5 }"
+    " circle.ours { fill: var(--blue); stroke: var(--blue) }"
+    "</style>"
+)
 MAX_ROWS = 40
 
 
@@ -36,12 +46,13 @@ def dot_plot(points: Sequence[Point], *, metric: str, title: str) -> str:
     height = TOP + ROW * len(points) + 8
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" viewBox="0 0 {WIDTH} {height}" role="img" '
-        f'font-family="system-ui, sans-serif" font-size="12" fill="{GREY}">',
+        'font-family="system-ui, sans-serif" font-size="12">',
         f"<title>{escape(title)}</title>",
-        f'<text x="{LEFT}" y="14">{escape(metric_title(metric))}</text>',
-        f'<circle cx="{LEFT + 84}" cy="10" r="4" fill="none" stroke="{GREY}" stroke-width="1.5"/>'
-        f'<text x="{LEFT + 92}" y="14">published</text>',
-        f'<circle cx="{LEFT + 164}" cy="10" r="4" fill="{BLUE}"/><text x="{LEFT + 172}" y="14">ours, 95 %</text>',
+        STYLE,
+        f'<rect width="{WIDTH}" height="{height}" rx="6" fill="var(--paper)"/>',
+        f'<text x="{LEFT}" y="17">{escape(metric_title(metric))}</text>',
+        f'<circle cx="{LEFT + 84}" cy="13" r="4"/><text x="{LEFT + 92}" y="17">published</text>',
+        f'<circle class="ours" cx="{LEFT + 164}" cy="13" r="4"/><text x="{LEFT + 172}" y="17">ours, 95 %</text>',
     ]
     for number, point in enumerate(points):
         parts.append(_row(point, TOP + ROW * number + ROW / 2, scale))
@@ -51,16 +62,14 @@ def dot_plot(points: Sequence[Point], *, metric: str, title: str) -> str:
 def _row(point: Point, y: float, scale: float) -> str:
     x = LEFT + point.value * scale
     name = point.name if len(point.name) <= LETTERS else f"{point.name[: LETTERS - 1]}…"
-    colour = BLUE if point.is_ours else GREY
-    style = f' fill="{BLUE}" font-weight="600"' if point.is_ours else ""
+    mark = ' class="ours"' if point.is_ours else ""
     parts = [
-        f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="{LINE}" stroke-dasharray="1 4"/>',
-        f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end"{style}>{escape(name)}</text>',
-        f'<text x="{WIDTH - 4}" y="{y + 4:.1f}" text-anchor="end"{style}>{decimals(point.value)}</text>',
+        f'<line class="guide" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke-dasharray="1 4"/>',
+        f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end"{mark}>{escape(name)}</text>',
+        f'<text x="{WIDTH - 8}" y="{y + 4:.1f}" text-anchor="end"{mark}>{decimals(point.value)}</text>',
     ]
     if point.low is not None and point.high is not None:
         ends = f'x1="{LEFT + point.low * scale:.1f}" x2="{LEFT + point.high * scale:.1f}"'
-        parts.append(f'<line {ends} y1="{y:.1f}" y2="{y:.1f}" stroke="{colour}" stroke-width="2.5"/>')
-    fill = colour if point.is_ours else "none"
-    parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{fill}" stroke="{colour}" stroke-width="1.5"/>')
+        parts.append(f'<line {ends} y1="{y:.1f}" y2="{y:.1f}" stroke-width="2.5"{mark}/>')
+    parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4"{mark}/>')
     return "".join(parts)

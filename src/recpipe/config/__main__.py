@@ -3,6 +3,8 @@
 python -m recpipe.config show --params dataset=ml-1m,model=tiger
 python -m recpipe.config show models.tiger.train protocol --params dataset=ml-1m,model=tiger
 python -m recpipe.config diff --params dataset=ml-1m,model=sasrec+esasrec
+
+``describe`` shows the type, default and meaning of keys: python -m recpipe.config describe train.window
 """
 
 from __future__ import annotations
@@ -10,10 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from pathlib import Path
 
 from recpipe.config.checks import ConfigError, split_names
 from recpipe.config.files import COMMAND_LINE, Leaf, parse_overrides
+from recpipe.config.reference import Reference
 from recpipe.config.resolve import Configuration
 from recpipe.config.run_config import ModelInfo
 
@@ -24,6 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the values; return 1 after an error (ConfigError), which is one line."""
     options = _parser().parse_args(arguments)
     try:
+        if options.command == "describe":
+            sys.stdout.write(describe(options.conf, options.keys))
+            return 0
         overrides = parse_overrides(options.params)
         configuration = Configuration.read(options.conf, options.env, overrides, _model_info)
         configuration.check_one_protocol()
@@ -73,6 +80,22 @@ def diff(configuration: Configuration, models: list[str]) -> dict[str, str]:
     return lines
 
 
+def describe(conf: Path, keys: list[str]) -> str:
+    """Return type, default, file and meaning of each key; of a block those of its keys. Raises ConfigError."""
+    reference = Reference(conf)
+    if not keys:
+        raise ConfigError("describe needs a key, such as train.window, or a block, such as serve")
+    texts = []
+    for setting in (setting for key in keys for setting in reference.find(key)):
+        variant = f" ({setting.variant})" if setting.variant else ""
+        default = f", default {setting.default}" if setting.default else ""
+        place = f"  # {setting.file}" if setting.file else ""
+        line = f"{setting.key}{variant}: {setting.type}{default}".replace("`", "")
+        meaning = textwrap.fill(setting.meaning, 100, initial_indent="  ", subsequent_indent="  ")
+        texts.append(f"{line}{place}\n{meaning}\n")
+    return "".join(texts)
+
+
 def _is_repeated(key: str, leaf: Leaf, origins: dict[str, Leaf]) -> bool:
     if key.startswith(("train.", "side.")):
         return True
@@ -95,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m recpipe.config", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("show", "diff"), help="show values, or how the models of --params differ")
+    parser.add_argument("command", choices=("show", "diff", "describe"), help="values; how models differ; meanings")
     parser.add_argument("keys", nargs="*", help="only these keys or blocks, such as protocol or models.tiger.train")
     parser.add_argument("--params", default="", metavar="KEY=VALUE,...", help="as in `kedro run`")
     parser.add_argument("--env", default=None, help="environment over base; by default local")

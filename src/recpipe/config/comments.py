@@ -17,7 +17,6 @@ import yaml
 from recpipe.config.files import _Loader
 
 
-
 def head_comment(text: str) -> str:
     """Return the comment lines at the top of a YAML file, without their signs, line by line."""
     lines = []

@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin
 
 NO_DEFAULT = ""
-FIELD = re.compile(r"``([a-z_]\w*)``")
+FIELD = re.compile(r"``([a-z_]\w*)(?:: [^`]*)?``")
 ENTRY = re.compile(r"^([a-z_]\w*(?:, [a-z_]\w*)*): (.*)$")  # `name: meaning`, or `a, b: meaning`
 SENTENCE = re.compile(r"(?<=[.:])\s+(?=``)|(?<=\.)\s+(?=[A-Z`])")
 
@@ -83,6 +83,17 @@ def show(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+SIMPLE = {
+    bool: "true or false",
+    int: "whole number",
+    float: "number",
+    str: "text",
+    type(None): "null",
+    Any: "any value",
+}
+PLURALS = {"whole number": "whole numbers", "number": "numbers", "text": "texts", "block": "blocks"}
+
+
 def words(annotation: Any) -> str:
     """Return a type in words, such as ``whole number from 1 or null``."""
     origin, arguments = get_origin(annotation), get_args(annotation)
@@ -91,24 +102,26 @@ def words(annotation: Any) -> str:
     if origin is Literal:
         return _either([f"`{value}`" for value in arguments])
     if origin in (Union, types.UnionType):
-        names = list(dict.fromkeys(words(argument) for argument in arguments if argument is not type(None)))
-        if "number" in names and "whole number" in names:
-            names.remove("whole number")
-        return _either([*names, *(["null"] if type(None) in arguments else [])])
-    simple = {bool: "true or false", int: "whole number", float: "number", str: "text", type(None): "null"}
-    if annotation in simple:
-        return simple[annotation]
-    if getattr(annotation, "__name__", "") == "SecretStr":
-        return "text"
+        return _union(arguments)
     base = origin or annotation
-    if inspect.isclass(base) and issubclass(base, list | tuple) or base is Sequence:
-        inner = [argument for argument in arguments if argument is not Ellipsis]
-        name = words(inner[0]) if inner else "values"
-        plural = {"whole number": "whole numbers", "number": "numbers", "text": "texts", "block": "blocks"}
-        return f"list of {plural.get(name, name)}"
-    if annotation is Any:
-        return "any value"
-    return "block"
+    if base is Sequence or (inspect.isclass(base) and issubclass(base, list | tuple)):
+        return _list_of([argument for argument in arguments if argument is not Ellipsis])
+    is_secret = getattr(annotation, "__name__", "") == "SecretStr"
+    return "text" if is_secret else SIMPLE.get(annotation, "block")
+
+
+def _union(arguments: Sequence[Any]) -> str:
+    names = list(dict.fromkeys(words(argument) for argument in arguments if argument is not type(None)))
+    if "number" in names and "whole number" in names:
+        names.remove("whole number")
+    return _either([*names, *(["null"] if type(None) in arguments else [])])
+
+
+def _list_of(inner: Sequence[Any]) -> str:
+    if inner and get_origin(inner[0]) is Literal:
+        return f"list, each one of {words(inner[0])}"
+    name = words(inner[0]) if inner else "values"
+    return f"list of {PLURALS.get(name, name)}"
 
 
 def _either(names: Sequence[str]) -> str:
@@ -141,20 +154,21 @@ def field_meanings(cls: Any) -> dict[str, str]:
         outer = getattr(inspect.getmodule(parent), parent.__qualname__.split(".")[0], None)
         if outer is not parent:
             texts.append(getattr(outer, "__doc__", None) or "")
-        for meanings in (_beside(parent), *map(_docstring_meanings, texts)):
+        for meanings in (_beside(parent), *(_docstring_meanings(text, tuple(fields(cls))) for text in texts)):
             for name, meaning in meanings.items():
-                result.setdefault(name, meaning)
+                result.setdefault(name, meaning.replace("``", "`"))
     return result
 
 
-def _docstring_meanings(docstring: str) -> dict[str, str]:
+def _docstring_meanings(docstring: str, names: Sequence[str]) -> dict[str, str]:
     text = inspect.cleandoc(docstring)
+    entry = re.compile(rf"\b({'|'.join(names)}): ") if names else re.compile("$^")
     entries: dict[str, list[str]] = {}
     current: list[str] = []
     for line in text.splitlines():
         if match := ENTRY.match(line.strip()):
             current = [match.group(2)]
-            entries |= {name: current for name in match.group(1).split(", ")}
+            entries |= dict.fromkeys(match.group(1).split(", "), current)
         elif current and line.startswith(" "):
             current.append(line.strip())
         else:
@@ -162,9 +176,11 @@ def _docstring_meanings(docstring: str) -> dict[str, str]:
     result = {name: " ".join(parts) for name, parts in entries.items()}
     for paragraph in re.split(r"\n\s*\n", text):
         for sentence in SENTENCE.split(" ".join(paragraph.split())):
-            for name in FIELD.findall(sentence):
+            for name in dict.fromkeys(FIELD.findall(sentence)):
                 if name not in entries:
                     result[name] = f"{result[name]} {sentence}" if name in result else sentence
+            for name, part in zip(*[iter(entry.split(sentence)[1:])] * 2, strict=True):
+                result.setdefault(name, part.rstrip(";, "))
     return result
 
 

@@ -49,8 +49,8 @@ class RecommendConfig(Block):
 
     requests: str | None
     users: str | None
-    columns: dict[str, str | None]
-    options: dict[str, Any]
+    columns: dict[str, str | None]  # column of the file by role
+    options: dict[str, Any]  # further options of the reader, as of a data set
     k: PositiveInt
     bundle: Literal["newest", "measured", "production"]
     rules: dict[str, Any]
@@ -111,9 +111,9 @@ class StudyConfig(Block):
     """One of ``studies`` of conf/base/parameters/studies.yml: values of a setting, or an ablation."""
 
     name: str
-    setting: str | None = None
-    values: str | int | float | None = None
-    without: dict[str, dict[str, Any]] = {}
+    setting: str | None = None  # key of the model that is varied, such as dim or train.window
+    values: str | int | float | None = None  # of the setting, as 16+32+64
+    without: dict[str, dict[str, Any]] = {}  # of an ablation: the settings that remove a part, by its name
 
 
 class PrunerConfig(Block):
@@ -203,24 +203,24 @@ class ServeConfig(Block):
 class ItemTable(Block):
     """Additional item columns from a file in the folder of the raw data."""
 
-    file: str
-    item_id: str = "item_id"
-    columns: list[str]
-    optional: bool = False
+    file: str  # name of the file
+    item_id: str = "item_id"  # column of item ids in it
+    columns: list[str]  # columns that are added to the items
+    optional: bool = False  # true: the file may be missing
 
 
 class TextContent(Block):
     """The text of an item that is embedded."""
 
-    template: str
-    tables: list[ItemTable] = []
+    template: str  # with columns of the items in braces, as "{title}. {brand}"
+    tables: list[ItemTable] = []  # files with further columns
 
 
 class Category(Block):
     """The item column with the category."""
 
-    column: str
-    of_list: Literal["first", "last"] = "last"
+    column: str  # column of the items
+    of_list: Literal["first", "last"] = "last"  # the entry that counts where the column has lists
 
 
 IdKind = Literal["text", "image", "text_image", "text_parts", "text_parts_32", "text_collaborative", "foreign"]
@@ -229,30 +229,30 @@ IdKind = Literal["text", "image", "text_image", "text_parts", "text_parts_32", "
 class ContentConfig(Block):
     """``content`` of a data set."""
 
-    modalities: list[IdKind] | None = None
-    text: TextContent | None = None
-    image: dict[str, Any] | None = None
-    category: Category | None = None
+    modalities: list[IdKind] | None = None  # semantic ids to build; null: text and image, where the data set has them
+    text: TextContent | None = None  # the text of an item
+    image: dict[str, Any] | None = None  # the image of an item: the fields of ImageSourceConfig, ``source`` as ``from``
+    category: Category | None = None  # the category of an item, for measures of semantic ids
 
 
 class DatasetConfig(Block):
     """conf/base/parameters/datasets/<name>.yml, without the blocks that override common ones."""
 
-    title: str | None = None
-    source: str
+    title: str | None = None  # name in reports
+    source: str  # reader of the files, a module in recpipe/data/readers
     like: str | None = None  # a data set whose settings are taken, see ``Configuration``
-    profile: str | None = None
-    homepage: str | None = None
-    url: str | None = None
-    checksum: str | None = None
-    licence: str | None = None
-    citation: str | None = None
-    files: dict[str, Any] = {}
-    options: dict[str, Any] | None = None
-    bad_rows: str = "quarantine"
-    steps: list[dict[str, Any]] | None = None
+    profile: str | None = None  # tuned settings of models: a name of ``profiles``, or auto, chosen by the log
+    homepage: str | None = None  # web page of the data, for the report
+    url: str | None = None  # archive that missing files are fetched from
+    checksum: str | None = None  # of the archive: md5:... or sha256:...
+    licence: str | None = None  # shown once before a download
+    citation: str | None = None  # for the report
+    files: dict[str, Any] = {}  # name, pattern, or {name, url, checksum} of the roles interactions, items and users
+    options: dict[str, Any] | None = None  # of the reader: the fields of its ``Options``
+    bad_rows: str = "quarantine"  # rows that cannot be used: quarantine (stored apart), drop (only counted) or fail
+    steps: list[dict[str, Any]] | None = None  # cleaning and sampling, in order, as {step: k_core, users: 5, items: 5}
     protocols: dict[str, dict[str, Any] | None] | None = None  # names with overrides, see ``recpipe.config.protocols``
-    content: ContentConfig | None = None
+    content: ContentConfig | None = None  # text and images of items; without it there are no embeddings
 
 
 class EmbedConfig(Block):
@@ -285,10 +285,10 @@ class SemanticIdsConfig(Block):
     seed: NonNegativeInt
     refit: bool
     gate: dict[str, float | None]
-    quantizers: dict[str, dict[str, Any]]
+    quantizers: dict[str, dict[str, Any]]  # settings of the quantizers by name, each with a type
     quantizer_from: str = "none"
     quantizer_with: str = "none"
-    source: IdSource | None = None
+    source: IdSource | None = None  # file with the ids of the kind foreign
 
     def type_and_settings(self) -> tuple[str, dict[str, Any]]:
         """Type and settings of the quantizer. Raises ConfigError for an unknown name."""

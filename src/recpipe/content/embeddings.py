@@ -188,10 +188,10 @@ def concatenate_embeddings(text: Embeddings, image: Embeddings) -> Embeddings:
 class VectorFileConfig:
     """An encoder of ``kind: file``: ready vectors in a Parquet or JSON lines file in the folder of the raw data."""
 
-    file: str
+    file: str  # name in the folder of the raw data
     item_id: str = "item_id"  # name of the column with item ids
     column: str = "vector"  # name of the column with lists of numbers
-    normalise: bool = True
+    normalise: bool = True  # vectors of length 1
 
     def __post_init__(self) -> None:
         for name in ("file", "item_id", "column"):

@@ -51,10 +51,10 @@ class ImageEncoderConfig:
     precision: str = "auto"
     device: str = "auto"
     batch: int = 32
-    normalise: bool = True
+    normalise: bool = True  # vectors of length 1
     max_bytes: int = MAX_BYTES
     max_pixels: float = 50e6
-    revision: str | None = None
+    revision: str | None = None  # branch, tag or commit on the hub
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "batch", "max_bytes", "max_pixels")

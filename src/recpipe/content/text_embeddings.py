@@ -49,7 +49,7 @@ class TextEncoderConfig:
     precision: str = "auto"
     device: str = "auto"
     batch_tokens: int | None = None
-    revision: str | None = None
+    revision: str | None = None  # branch, tag or commit on the hub
 
     def __post_init__(self) -> None:
         if self.pooling is not None and self.pooling not in POOLINGS:

@@ -49,7 +49,7 @@ class CollaborativeConfig:
     model: str
     alpha: float = 0.1
     beta: float = 1e-4
-    temperature: float = 0.1
+    temperature: float = 0.1  # of InfoNCE
     clusters: int = 10
 
     def __post_init__(self) -> None:

@@ -94,7 +94,7 @@ class RQVAEConfig(QuantizerConfig):
     lr: float = 5e-3  # highest value: a short warm-up, then cosine decay
     weight_decay: float = 1e-4
     dropout: float = 0.1  # of the encoder's input
-    dead_codes: DeadCodes = DeadCodes()
+    dead_codes: DeadCodes = DeadCodes()  # when unused codes are moved
     separate: float = 4.0  # commitment weight of colliding items to free codes; 0: off
     sinkhorn: tuple[float, ...] | None = None  # epsilon per level, 0: none; LC-Rec has [0, 0, 0.003]
     settle: float = 0.25  # share of the steps before the best state is tracked

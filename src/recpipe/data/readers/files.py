@@ -41,15 +41,15 @@ class TableOptions:
     """Layout of a file and the meaning of its columns."""
 
     format: str | None = None  # csv, tsv, parquet, jsonl or lines; by default from the file's name
-    delimiter: str | None = None
-    header: bool = True
+    delimiter: str | None = None  # one to four characters; by default that of the format
+    header: bool = True  # false: the columns have the names of ``names``
     names: Sequence[str] | None = None  # of the columns in a file without a header
-    encoding: str = "utf-8"
+    encoding: str = "utf-8"  # any that Python knows, such as cp1252 or utf-16
     quote: str | None = None  # by default double quotation marks, none in TSV; '' for none
     escape: str = ""  # stands before quotation marks and delimiters inside values, in place of doubling them
     comment: str = ""  # lines that begin with it are left out
     folder_columns: bool = False  # folders `name=value` become columns
-    columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # column of the file by role, such as user_id
     null_words: Sequence[str] = NULL_WORDS  # words that mean "no value"
 
     def __post_init__(self) -> None:
@@ -73,12 +73,12 @@ class EntityOptions(TableOptions):
 class Options(TableOptions):
     """Options of the log, and of an items file and a users file."""
 
-    timestamp: str = "s"
+    timestamp: str = "s"  # s, ms, us or ns since 1970, iso, or a format of strptime such as '%d.%m.%Y %H:%M'
     null_times: Sequence[Any] = ()  # times that mean "unknown"
     extra_columns: Mapping[str, str] = dataclasses.field(default_factory=dict)  # for the steps, by name
-    sequence_per_row: bool | Mapping[str, Any] = False
-    items: Mapping[str, Any] | None = None
-    users: Mapping[str, Any] | None = None
+    sequence_per_row: bool | Mapping[str, Any] = False  # true: a row has a whole sequence; or {delimiter: '|'}
+    items: Mapping[str, Any] | None = None  # options of the items file
+    users: Mapping[str, Any] | None = None  # options of the users file
 
 
 def read(options: Options, files: Mapping[str, Sequence[str]], con: ibis.BaseBackend) -> RawTables:

@@ -41,6 +41,7 @@ class IndexConfig:
     errors are kept as a margin. ``speedup``: least gain over exact search, without which it stays exact. ``links``,
     ``build_effort``: neighbours per item and length of the candidate queue while building, of hnsw. ``list_size``:
     items per inverted list, of ivf; ``train_per_list``: items per list that the lists are learned from.
+    ``seed`` of the sample of queries and of the lists.
     """
 
     exact_below: int = 200_000

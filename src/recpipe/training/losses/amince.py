@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 class AMINCE(Loss):
     """``tail``: items with at most this number of training targets (int), or this share of the items, rarest (float).
 
+    ``views``: of each place of the batch, under ``dropout``; ``tail_views`` more for tail items that are targets.
+    ``temperature`` divides the scores. ``candidates``: places besides a target's own, at most.
+
     After ``second_stage_after`` validations without a new best (null: never) the second stage begins.
     """
 

@@ -11,7 +11,7 @@ from recpipe.training.losses.negatives import NegativeSamplingLoss
 
 
 class Focal(NegativeSamplingLoss):
-    """BCE with terms multiplied by (1 - p) ** gamma, p the probability of the right answer.
+    """BCE with terms multiplied by (1 - p) ** ``gamma``, p the probability of the right answer.
 
     ``alpha`` weighs the positive, 1 - alpha the negatives; null weighs both by 1. Mean over a target's 1 + k terms.
     """

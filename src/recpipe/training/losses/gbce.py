@@ -10,8 +10,8 @@ from recpipe.training.losses.bce import BinaryCrossEntropy
 class GBCE(BinaryCrossEntropy):
     """BCE with the positive's probability raised to beta, against overconfidence.
 
-    alpha = k / (I - 1) is the sampled share of negatives, beta = alpha (t (1 - 1 / alpha) + 1 / alpha); t = 0 is BCE,
-    t = 1 removes all overconfidence. log(sigmoid ** beta) is beta log-sigmoid, which does not overflow, so that the
+    alpha = k / (I - 1) is the sampled share of negatives, beta = alpha (t (1 - 1 / alpha) + 1 / alpha). ``t`` = 0 is
+    BCE, 1 removes all overconfidence. log(sigmoid ** beta) is beta log-sigmoid, which does not overflow, so that the
     paper's change of the positive's logit in float64 is not needed.
     """
 

@@ -150,7 +150,8 @@ def test_projects_of_pages_read_small_sizes_and_write_below_data(tmp_path) -> No
     project = small_project(tmp_path / "project")
     configuration = Configuration.read(project / "conf", None, {})
     assert configuration.run("sasrec").settings["dim"] == 16
-    assert str(DataPaths(**configuration.parameters()["paths"]).models) == "data/06_models/online_retail"
+    models = DataPaths(**configuration.parameters()["paths"]).models
+    assert models == project / "data" / "06_models" / "online_retail"
     assert not (project / "data" / "01_raw").is_symlink()
 
 

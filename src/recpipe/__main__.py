@@ -1,22 +1,61 @@
-"""`python -m recpipe`: the packaged project's own `kedro run`, with the same options."""
+"""Console script `recpipe`, also `python -m recpipe`: a new project folder, and commands that need no Kedro.
+
+Pipelines run with `kedro run` in the project folder.
+"""
 
 from __future__ import annotations
 
+import importlib
 import sys
-from pathlib import Path
-from typing import Any
 
-from kedro.framework.cli.utils import find_run_command
-from kedro.framework.project import configure_project
+from recpipe import __version__
+
+COMMANDS = {  # name: module with `main(arguments) -> int`, imported when it is called; line of the help
+    "new": ("recpipe.new_project", "create a project folder with configuration and a small data set"),
+    "config": ("recpipe.config.__main__", "show the resolved settings, each with its origin"),
+    "recommend": ("recpipe.serving.__main__", "recommend items for one user, from a trained model"),
+    "serve": ("recpipe.serving.server", "serve trained models over HTTP, with the explorer"),
+}
 
 
-def main(*args: Any, **kwargs: Any) -> Any:
-    """Runs a pipeline as `kedro run` would; returns what the run returns."""
-    package = Path(__file__).parent.name
-    configure_project(package)
-    kwargs.setdefault("standalone_mode", not hasattr(sys, "ps1"))
-    return find_run_command(package)(*args, **kwargs)
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; return its exit status, 2 for an unknown one."""
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help"):
+        print(_help())
+        return 0
+    if name in ("-V", "--version"):
+        print(f"recpipe {__version__}")
+        return 0
+    if name not in COMMANDS:
+        print(f"error: {_unknown(name)}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(COMMANDS[name][0])
+    status: int = module.main(rest)
+    return status
+
+
+def _unknown(name: str) -> str:
+    from recpipe.config.checks import nearest
+
+    if name in ("run", "viz"):
+        return f"recpipe has no command {name!r}: type `kedro {name}` in a project folder"
+    return f"recpipe has no command {name!r}{nearest(name, COMMANDS)}; `recpipe --help` lists them"
+
+
+def _help() -> str:
+    lines = [f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: recpipe COMMAND ...",
+            "",
+            "Commands, each with --help:",
+            *lines,
+            "",
+            "Pipelines run with `kedro run` in a project folder; `kedro viz run` shows them.",
+        ]
+    )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

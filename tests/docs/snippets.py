@@ -121,13 +121,16 @@ class PageRunner:
 
     def __init__(self, project: Path, environment: dict[str, str] | None = None) -> None:
         self.project = project
-        programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        self._stack, self._interpreter = ExitStack(), None
+        commands = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
+        (commands / "recpipe").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m recpipe "$@"\n')
+        (commands / "recpipe").chmod(0o755)  # as the wheel installs it
+        programs = os.pathsep.join(map(str, (commands, Path(sys.executable).parent, os.environ.get("PATH", ""))))
         modules = os.pathsep.join(map(str, (project / "src", PROJECT / "src")))
         self.environment = (
             os.environ | {"PATH": programs, "PYTHONPATH": modules, "COLUMNS": "100"} | (environment or {})
         )
         self.ports: dict[str, str] = {}
-        self._stack, self._interpreter = ExitStack(), None
 
     def __enter__(self) -> PageRunner:
         return self
@@ -242,12 +245,12 @@ def check_syntax(snippet: Snippet, project: Path, environment: dict[str, str]) -
 
 
 def _commands(text: str) -> Iterator[list[str]]:
-    """Words of the commands of a block, from the first one that is `python -m recpipe…`, `kedro` or `make` on."""
+    """Words of the commands of a block, from `-m recpipe…`, `recpipe`, `kedro` or `make` on."""
     for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         for start, word in enumerate(words):
             module = word == "-m" and words[start + 1].startswith("recpipe")
-            if module or word == "kedro" or (word == "make" and start == 0):
+            if module or word in ("kedro", "recpipe") or (word == "make" and start == 0):
                 yield words[start:]
                 break
 
@@ -259,7 +262,7 @@ def _check_options(snippet: Snippet, words: Sequence[str], project: Path, enviro
             raise snippet.fail(f"make has no target {', '.join(unknown)}")
         return
     options = {word.partition("=")[0] for word in words if word.startswith("--")}
-    command = [sys.executable, "-m", *(words[:2] if words[0] == "kedro" else words[1:2]), "--help"]
+    command = [sys.executable, "-m", *(words[1:2] if words[0] == "-m" else words[:2]), "--help"]
     shown = subprocess.run(
         command, cwd=project, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
     )

@@ -1,0 +1,283 @@
+"""Describe a raw log and propose its data-set file: delimiter, encoding, roles of columns, time format, cleaning steps.
+
+python -m recpipe.data.describe data/01_raw/my_shop/orders.csv
+python -m recpipe.data.describe orders.csv --name my_shop --items products.csv --user-id client --item-id article
+
+Writes conf/local/parameters/datasets/<name>.yml. Roles come from the names of columns and their values; options name a
+column where the guess is wrong. Only the first rows are read, 200,000 by default. Files: CSV, TSV, JSON lines, an array
+of JSON, Parquet; text also with gzip, bz2 or zstd.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recpipe.config import ConfigError
+from recpipe.data.sample_rows import Sample, read_sample
+from recpipe.data.time_formats import TimeFormat, detect_time_format
+
+ROWS = 200_000
+MIN_SHARE_OF_TIMES = 0.9  # values of a time column that have one format
+CORES = (5, 3, 2)  # k of the step k_core, largest first
+MIN_KEPT = 0.5  # share of events that the step k_core keeps
+MIN_USERS = 20
+REPEATS = 0.1  # share of events with an item that their user had before, from which lists may repeat items
+NAMES = {  # usual names of columns by role, the most usual first, in letters only
+    "user_id": "user userid customer customerid visitor visitorid client clientid member memberid uid reviewerid "
+    "account accountid buyer person personid profileid shopper subscriber",
+    "session_id": "session sessionid visit visitid basketid",
+    "item_id": "item itemid product productid sku article articleid asin parentasin movie movieid film track trackid "
+    "song songid book bookid isbn video videoid game gameid stockcode aid contentid newsid businessid",
+    "timestamp": "timestamp time date datetime ts createdat happenedat eventtime eventdate unixreviewtime orderdate "
+    "invoicedate purchasedate boughtat bought ratedat watchedat playedat reviewtime day",
+    "rating": "rating ratings stars overall score",
+    "weight": "quantity qty count plays playcount",
+    "event": "event eventtype action actiontype behavior behaviour interaction",
+    "title": "title name productname itemname movietitle description itemtitle label",
+}
+LOG_ROLES = ("user_id", "session_id", "item_id", "timestamp", "rating", "weight", "event")
+TEXT_NAMES = ("brand", "category", "categories", "genres", "description", "author", "artist", "tags", "summary")
+
+
+@dataclass(frozen=True)
+class Description:
+    """A log as read: columns by role, time format, counts, and the steps that fit them."""
+
+    sample: Sample
+    columns: dict[str, str]
+    time: TimeFormat | None
+    counts: dict[str, int]
+    repeats: float
+    core: int | None
+    kept: float
+
+    @property
+    def user_column(self) -> str:
+        """The column whose values name sequences."""
+        return self.columns.get("user_id") or self.columns["session_id"]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the description and write the file; return 1 after an error, which is one line."""
+    options = _parser().parse_args(arguments)
+    try:
+        name = options.name or _dataset_name(options.file)
+        requested = {role: column for role in LOG_ROLES if (column := getattr(options, role))}
+        log = describe(read_sample(options.file, rows=options.rows, delimiter=options.delimiter), requested)
+        items = None if options.items is None else read_sample(options.items, rows=options.rows, delimiter=None)
+        text = dataset_file(name, log, items, raw=Path("data/01_raw") / name)
+        target = options.conf / "local" / "parameters" / "datasets" / f"{name}.yml"
+        if not options.print and target.exists() and not options.force:
+            raise ConfigError(f"{target} exists already: --force writes it again, --print shows what it would be")
+        print("\n".join(report(log)))
+        if options.print:
+            print(f"\n{text}", end="")
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text, encoding="utf-8")
+            print(f"\nwrote {target}: look at it, then\n  kedro run --params dataset={name}")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def describe(sample: Sample, requested: Mapping[str, str]) -> Description:
+    """Find roles of columns, time format and counts. Raises ConfigError where no column names users or items."""
+    for role, column in requested.items():
+        if column not in sample.columns:
+            raise ConfigError(
+                f"{sample.path} has no column {column!r} for --{role.replace('_', '-')}; its columns: "
+                f"{', '.join(sample.columns)}"
+            )
+    columns = guess_roles(sample, requested, LOG_ROLES)
+    for role in ("user_id", "item_id"):
+        if role not in columns and not (role == "user_id" and "session_id" in columns):
+            raise ConfigError(
+                f"no column of {sample.path} looks like a {role}: name it with --{role.replace('_', '-')} COLUMN; its "
+                f"columns: {', '.join(sample.columns)}"
+            )
+    time = None
+    if "timestamp" in columns:
+        time = detect_time_format(sample.values(columns["timestamp"]))
+        if time is None or time.share < MIN_SHARE_OF_TIMES:
+            example = next(iter(sample.values(columns["timestamp"])), "")
+            raise ConfigError(
+                f"no known time format fits the column {columns['timestamp']!r}, whose first value is {example!r}: "
+                "name another one with --timestamp COLUMN, or write the file by hand: `timestamp` in "
+                "conf/base/parameters/datasets/my_log.yml takes a format such as '%d.%m.%Y %H:%M'"
+            )
+    user = columns.get("user_id") or columns["session_id"]
+    pairs = [pair for pair in zip(sample.values(user), sample.values(columns["item_id"]), strict=True) if all(pair)]
+    counts = {"events": len(pairs), "users": len({u for u, _ in pairs}), "items": len({i for _, i in pairs})}
+    repeats = 1 - len(set(pairs)) / max(len(pairs), 1)
+    core, kept = choose_core(pairs)
+    return Description(sample, columns, time, counts, repeats, core, kept)
+
+
+def guess_roles(sample: Sample, requested: Mapping[str, str], roles: Sequence[str]) -> dict[str, str]:
+    """Return the column of every role that one fits: the requested one, or the first whose name is usual for it."""
+    columns = dict(requested)
+    for role in roles:
+        free = [column for column in sample.columns if column not in columns.values()]
+        by_name = {re.sub(r"[^a-z]", "", column.lower()): column for column in reversed(free)}
+        if role not in columns and (name := next((name for name in NAMES[role].split() if name in by_name), None)):
+            columns[role] = by_name[name]
+    if "user_id" in columns and "session_id" in columns and "session_id" not in requested:
+        del columns["session_id"]  # sequences of users, unless sessions are requested
+    return {role: columns[role] for role in roles if role in columns}
+
+
+def choose_core(pairs: Sequence[tuple[str, str]]) -> tuple[int | None, float]:
+    """Return the largest k whose k-core keeps half of the events, with the share it keeps; None without one."""
+    for k in CORES:
+        kept = list(pairs)
+        while True:
+            users, items = Counter(user for user, _ in kept), Counter(item for _, item in kept)
+            core = [(user, item) for user, item in kept if users[user] >= k and items[item] >= k]
+            if len(core) == len(kept):
+                break
+            kept = core
+        if len(kept) >= MIN_KEPT * len(pairs) and len(users) >= MIN_USERS:
+            return k, len(kept) / len(pairs)
+    return None, 1.0
+
+
+def report(log: Description) -> list[str]:
+    """Return lines for the terminal: the file, its columns with their roles, counts."""
+    sample, roles = log.sample, {column: role for role, column in log.columns.items()}
+    extent = "all rows" if sample.complete else f"the first {sample.rows:,} rows"
+    lines = [f"{sample.path}: {', '.join(sample.layout)}, {extent} read", ""]
+    width = max(len(column) for column in ("column", *sample.columns))
+    lines.append(f"{'column':{width}}  {'role':10}  {'different':>9}  first value")
+    for column in sample.columns:
+        values = sample.values(column)
+        example = next(filter(None, values), "")
+        lines.append(f"{column:{width}}  {roles.get(column, '-'):10}  {len(set(values)):9,}  {example[:50]}")
+    lines += ["", ", ".join(f"{number:,} {name}" for name, number in log.counts.items())]
+    if log.time:
+        lines.append(f"times: {log.time.name}, {log.time.first} to {log.time.last}")
+        if log.time.ambiguous:
+            lines.append("times: day and month could be exchanged; check `timestamp` in the file")
+    lines.append(f"{log.repeats:.0%} of the events repeat an item of the same user")
+    lines.append(
+        f"the {log.core}-core keeps {log.kept:.0%} of the events" if log.core else "no k-core: it would keep too little"
+    )
+    return lines
+
+
+def dataset_file(name: str, log: Description, items: Sample | None, *, raw: Path) -> str:
+    """Return the YAML text of a data set. raw: its folder of raw files, from which file names are relative."""
+    columns = ", ".join(f"{role}: {_quoted(column)}" for role, column in log.columns.items())
+    lines = [
+        f"# Proposed by recpipe.data.describe from {log.sample.path.name}.",
+        "# Every key is explained in conf/base/parameters/datasets/my_log.yml.",
+        "datasets:",
+        f"  {_quoted(name)}:",
+        f"    title: {_quoted(name.replace('_', ' ').capitalize())}",
+        "    source: files",
+        "    profile: auto                 # tuned settings of the models, chosen by events and users",
+        "    files:",
+        f"      interactions: {_quoted(_relative(log.sample.path, raw))}",
+    ]
+    title = guess_roles(log.sample, log.columns, (*log.columns, "title")).get("title")
+    product = items or (log.sample if title else None)
+    if product:
+        lines.append(f"      items: {_quoted(_relative(product.path, raw))}")
+    lines += ["    options:", f"      columns: {{{columns}}}"]
+    if log.time:
+        unclear = "   # or with day and month exchanged?" if log.time.ambiguous else ""
+        lines.append(f"      timestamp: {_quoted(log.time.name)}{unclear}")
+    lines += [f"      {key}: {_quoted(value)}" for key, value in log.sample.options.items()]
+    content: list[str] = []
+    if product:
+        entries, content = _items_options(product, log)
+        lines += ["      items:", *(f"        {line}" for line in entries)]
+    lines.append("    bad_rows: quarantine          # unusable rows go to a table with their reasons")
+    lines.append("    steps:")
+    if log.time:
+        lines.append("      - {step: duplicates, keep: first, by: [user_id, item_id, timestamp]}")
+    if log.core:
+        comment = f"   # keeps {log.kept:.0%} of the events"
+        lines.append(f"      - {{step: k_core, users: {log.core}, items: {log.core}}}{comment}")
+    else:
+        lines.append("      - {step: min_events, users: 2}   # too small for a k-core")
+    lines += content
+    exclude_seen = str(log.repeats < REPEATS).lower()
+    reason = f"{log.repeats:.0%} of the events repeat an item of the user"
+    lines.append(f"    protocol: {{exclude_seen: {exclude_seen}}}   # {reason}")
+    if not log.time:
+        lines.append("    baselines: [popular]          # popular_recent needs timestamps")
+    return "\n".join(lines) + "\n"
+
+
+def _items_options(product: Sample, log: Description) -> tuple[list[str], list[str]]:
+    """Return the lines of `options.items` and the block `content`. Raises ConfigError without a column of ids."""
+    named = {"item_id": log.columns["item_id"]} if log.columns["item_id"] in product.columns else {}
+    roles = guess_roles(product, named, ("item_id", "title"))
+    if "item_id" not in roles:
+        raise ConfigError(
+            f"no column of {product.path} looks like an item_id: call it {log.columns['item_id']!r}, as the log does; "
+            f"its columns: {', '.join(product.columns)}"
+        )
+    lines = [f"columns: {{{', '.join(f'{role}: {_quoted(column)}' for role, column in roles.items())}}}"]
+    lines += [f"{key}: {_quoted(value)}" for key, value in product.options.items()]
+    texts = [column for column in product.columns if column.lower() in TEXT_NAMES and column != roles.get("title")]
+    if product is log.sample:
+        texts = []
+    if "title" not in roles and not texts:
+        return lines, []
+    template = ". ".join(f"{{{column}}}" for column in (*(["title"] if "title" in roles else []), *texts))
+    return lines, [
+        "    content:                      # what text embeddings and semantic ids are made from",
+        f"      text: {{template: {_quoted(template)}}}",
+        "      modalities: [text]",
+    ]
+
+
+def _dataset_name(path: Path) -> str:
+    """Return the folder's name for a file in data/01_raw/<name>/, the file's name otherwise, in usual characters."""
+    folder = path.resolve().parent
+    name = folder.name if folder.parent.name == "01_raw" else path.name.partition(".")[0]
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def _relative(path: Path, raw: Path) -> str:
+    path, raw = path.resolve(), raw.resolve()
+    return str(path.relative_to(raw)) if path.is_relative_to(raw) else str(path)
+
+
+def _quoted(value: Any) -> str:
+    """Write a value for YAML: plain where it is a word, otherwise in quotes."""
+    text = str(value)
+    plain = re.fullmatch(r"[A-Za-z_][\w.-]*", text) and text.lower() not in ("yes", "no", "on", "off", "true", "false")
+    return text if plain and text.lower() not in ("null", "y", "n") else json.dumps(text, ensure_ascii=False)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "recpipe dataset", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", type=Path, help="raw log")
+    parser.add_argument("--name", help="of the data set; default: the folder of the file in data/01_raw, or the file")
+    parser.add_argument("--items", type=Path, help="file with a row per item: id, title, more")
+    for role in LOG_ROLES:
+        parser.add_argument(f"--{role.replace('_', '-')}", metavar="COLUMN", help=f"column with the {role}")
+    parser.add_argument("--delimiter", help="of a text file; default: guessed")
+    parser.add_argument("--rows", type=int, default=ROWS, help="number of rows to read (default: %(default)s)")
+    parser.add_argument("--conf", type=Path, default=Path("conf"), help="folder with base/ and local/")
+    parser.add_argument("--print", action="store_true", help="show the file, write nothing")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -99,10 +99,10 @@ def describe(sample: Sample, requested: Mapping[str, str]) -> Description:
                 f"{', '.join(sample.columns)}"
             )
     columns = guess_roles(sample, requested, LOG_ROLES)
-    for role in ("user_id", "item_id"):
+    for role, words in (("user_id", "a user id"), ("item_id", "an item id")):
         if role not in columns and not (role == "user_id" and "session_id" in columns):
             raise ConfigError(
-                f"no column of {sample.path} looks like a {role}: name it with --{role.replace('_', '-')} COLUMN; its "
+                f"no column of {sample.path} looks like {words}: name it with --{role.replace('_', '-')} COLUMN; its "
                 f"columns: {', '.join(sample.columns)}"
             )
     time = None
@@ -124,12 +124,17 @@ def describe(sample: Sample, requested: Mapping[str, str]) -> Description:
 
 
 def guess_roles(sample: Sample, requested: Mapping[str, str], roles: Sequence[str]) -> dict[str, str]:
-    """Return the column of every role that one fits: the requested one, or the first whose name is usual for it."""
+    """Return the column of every role that one fits: the requested one, or the first whose name is usual for it.
+
+    A weight changes what models learn: it has a column only if one is requested.
+    """
     columns = dict(requested)
     for role in roles:
         free = [column for column in sample.columns if column not in columns.values()]
         by_name = {re.sub(r"[^a-z]", "", column.lower()): column for column in reversed(free)}
-        if role not in columns and (name := next((name for name in NAMES[role].split() if name in by_name), None)):
+        if role not in (*columns, "weight") and (
+            name := next((name for name in NAMES[role].split() if name in by_name), None)
+        ):
             columns[role] = by_name[name]
     if "user_id" in columns and "session_id" in columns and "session_id" not in requested:
         del columns["session_id"]  # sequences of users, unless sessions are requested
@@ -193,6 +198,8 @@ def dataset_file(name: str, log: Description, items: Sample | None, *, raw: Path
     if product:
         lines.append(f"      items: {_quoted(_relative(product.path, raw))}")
     lines += ["    options:", f"      columns: {{{columns}}}"]
+    if hint := _weight_hint(log):
+        lines.append(hint)
     if log.time:
         unclear = "   # or with day and month exchanged?" if log.time.ambiguous else ""
         lines.append(f"      timestamp: {_quoted(log.time.name)}{unclear}")
@@ -219,13 +226,21 @@ def dataset_file(name: str, log: Description, items: Sample | None, *, raw: Path
     return "\n".join(lines) + "\n"
 
 
+def _weight_hint(log: Description) -> str | None:
+    """Return a comment on a column that could weight events, None without one."""
+    names = [column for column in log.sample.columns if column.lower() in NAMES["weight"].split()]
+    if not names or "weight" in log.columns:
+        return None
+    return f"      # weight: {_quoted(names[0])} under columns: events count by it in training"
+
+
 def _items_options(product: Sample, log: Description) -> tuple[list[str], list[str]]:
     """Return the lines of `options.items` and the block `content`. Raises ConfigError without a column of ids."""
     named = {"item_id": log.columns["item_id"]} if log.columns["item_id"] in product.columns else {}
     roles = guess_roles(product, named, ("item_id", "title"))
     if "item_id" not in roles:
         raise ConfigError(
-            f"no column of {product.path} looks like an item_id: call it {log.columns['item_id']!r}, as the log does; "
+            f"no column of {product.path} looks like an item id: call it {log.columns['item_id']!r}, as the log does; "
             f"its columns: {', '.join(product.columns)}"
         )
     lines = [f"columns: {{{', '.join(f'{role}: {_quoted(column)}' for role, column in roles.items())}}}"]

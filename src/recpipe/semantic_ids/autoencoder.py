@@ -63,7 +63,11 @@ class QuantizedAutoencoder:
         sinkhorn_epsilons: tuple[float, ...] | None = None,
         overrides: CodeOverrides | None = None,
     ) -> Losses:
-        """Compute mean squared errors per dimension. ``dropped_BD`` (bool) masks input dropout of the encoder."""
+        """Compute mean squared errors per dimension of a batch (B, D).
+
+        ``dropped_BD`` (bool) masks input dropout of the encoder. ``sinkhorn_epsilons`` (L,) balance the codes of
+        levels. ``overrides``: codes (B, L) that some rows are committed to.
+        """
         input_BD = x_BD
         if dropped_BD is not None:
             input_BD = x_BD.masked_fill(dropped_BD, 0) / (1 - dropped_BD.float().mean())
@@ -84,38 +88,41 @@ class QuantizedAutoencoder:
 
     @torch.no_grad()
     def latent(self, x_ND: Tensor) -> Tensor:
-        """(N, Z) output of the encoder."""
+        """Return the output (N, Z) of the encoder."""
         return torch.cat([self.network.encode(part) for part in x_ND.split(CHUNK)])
 
     @torch.no_grad()
     def encode(self, x_ND: Tensor) -> Tensor:
-        """(N, L) int64 nearest codes."""
+        """Return the nearest codes (N, L) int64."""
         codebooks = self._codebooks()
         return torch.cat([codebooks.encode(self.network.encode(part)) for part in x_ND.split(CHUNK)])
 
     @torch.no_grad()
     def quantized(self, x_ND: Tensor) -> Tensor:
-        """(N, Z) latent after quantization."""
+        """Return the latent (N, Z) after quantization."""
         return self._codebooks().decode(self.encode(x_ND))
 
     @torch.no_grad()
     def decode(self, codes_NL: Tensor) -> Tensor:
-        """(N, D) reconstruction."""
+        """Return the reconstruction (N, D) of codes (N, L)."""
         codebooks = self._codebooks()
         return torch.cat([self.network.decode(codebooks.decode(part)) for part in codes_NL.split(CHUNK)])
 
     @torch.no_grad()
     def distances(self, x_ND: Tensor, codes_NL: Tensor, level: int) -> Tensor:
-        """(N, V) squared distances in the latent space to the codes of ``level``."""
+        """Return squared distances (N, V) in the latent space to the codes of ``level``."""
         codebooks, parts = self._codebooks(), zip(x_ND.split(CHUNK), codes_NL.split(CHUNK), strict=True)
         return torch.cat([codebooks.distances(self.network.encode(x), codes, level) for x, codes in parts])
 
     def reconstruction_error(self, x_ND: Tensor) -> float:
-        """Mean squared error of encoding and decoding."""
+        """Return the mean squared error of encoding and decoding the rows (N, D)."""
         return F.mse_loss(self.decode(self.encode(x_ND)), x_ND).item()
 
     def separating_codes(self, x_ND: Tensor, *, weight: float) -> CodeOverrides | None:
-        """Reallocate colliding, distinct rows to free codes; None where less than half of all codes would stay free."""
+        """Reallocate colliding, distinct rows of (N, D) to free codes (N, L).
+
+        None where less than half of all codes would stay free.
+        """
         codebooks, z = self._codebooks(), self.latent(x_ND)
         sizes = tuple(len(book) for book in codebooks.books)
         if 2 * len(x_ND) > math.prod(sizes):
@@ -144,6 +151,7 @@ class BestState:
     state: tuple[dict[str, Tensor], LearnedCodebooks] | None = None
 
     def update(self, model: QuantizedAutoencoder, error: float) -> None:
+        """Store a copy of the state of ``model`` if ``error`` is the lowest so far; otherwise count the evaluation."""
         self.age += 1
         if error < self.error:
             assert model.codebooks is not None
@@ -151,6 +159,7 @@ class BestState:
             self.state = (copy.deepcopy(model.network.state_dict()), model.codebooks.copy())
 
     def restore(self, model: QuantizedAutoencoder) -> None:
+        """Load the stored state into ``model``. Raises ValueError if no error was finite."""
         if self.state is None:
             raise ValueError("the quantizer diverged: no finite reconstruction error; lower lr")
         model.network.load_state_dict(self.state[0])
@@ -171,14 +180,19 @@ class Autoencoder(nn.Module):
         self.outward = nn.Linear(latent, width, bias=False)
 
     def encode(self, x_ND: Tensor) -> Tensor:
+        """Return the latent (N, Z) of vectors (N, D)."""
         return self.inward(x_ND) + self.encoder(x_ND)
 
     def decode(self, z_NZ: Tensor) -> Tensor:
+        """Return the vectors (N, D) of a latent (N, Z)."""
         return self.outward(z_NZ) + self.decoder(z_NZ)
 
     @torch.no_grad()
     def init_components(self, x_ND: Tensor, order_Z: Tensor) -> None:
-        """Set the linear path to the principal components of centred ``x_ND``, the i-th at dimension ``order_Z[i]``."""
+        """Set the linear path to the principal components of centred rows (N, D).
+
+        The i-th component starts at the latent dimension ``order_Z[i]``, of Z.
+        """
         x_ND = x_ND[:COMPONENT_ROWS].double()
         components = torch.linalg.eigh(x_ND.T @ x_ND).eigenvectors.flip(1)
         count = min(components.shape[1], len(order_Z))
@@ -217,7 +231,7 @@ class LearnedCodebooks:
     def from_kmeans(
         cls, z_NZ: Tensor, sizes: tuple[int, ...], masks_LZ: Tensor, *, generator: torch.Generator
     ) -> LearnedCodebooks:
-        """Cluster the residuals, level by level."""
+        """Build codebooks by k-means of the residuals of a latent (N, Z), level by level; ``masks_LZ`` (L, Z) as in the class."""
         residual, books = z_NZ, []
         for size, mask in zip(sizes, masks_LZ, strict=True):
             books.append(kmeans(residual * mask, size, generator=generator))
@@ -225,14 +239,14 @@ class LearnedCodebooks:
         return cls(books, masks_LZ)
 
     def distances(self, z_NZ: Tensor, codes_NL: Tensor, level: int) -> Tensor:
-        """(N, V) squared distances at ``level``, after the codes of the earlier levels."""
+        """Return squared distances (N, V) at ``level``, after the codes of the earlier levels."""
         residual = z_NZ
         for book, codes in zip(self.books[:level], codes_NL.unbind(1), strict=False):
             residual = residual - book[codes]
         return squared_distances(residual * self.masks[level], self.books[level])
 
     def encode(self, z_NZ: Tensor, epsilons: tuple[float, ...] | None = None) -> Tensor:
-        """(N, L) int64 nearest codes; at levels with an epsilon above 0 the largest shares of a balanced plan."""
+        """Return the nearest codes (N, L) int64; at levels with an epsilon above 0 those of a balanced plan."""
         codes = torch.empty(len(z_NZ), 0, dtype=torch.int64)
         for level in range(len(self.books)):
             costs = self.distances(z_NZ, codes, level)
@@ -242,24 +256,27 @@ class LearnedCodebooks:
         return codes
 
     def decode(self, codes_NL: Tensor) -> Tensor:
-        """(N, Z) quantized latent: the sum of the codes' vectors."""
+        """Return the quantized latent (N, Z): the sum of the codes' vectors."""
         return torch.stack([book[codes] for book, codes in self._levels(codes_NL)]).sum(0)
 
     def residuals(self, z_NZ: Tensor, codes_NL: Tensor) -> Iterator[Tensor]:
-        """(N, Z) per level: the masked input that it quantizes."""
+        """Yield for each level the masked input (N, Z) that it quantizes."""
         for mask, (book, codes) in zip(self.masks, self._levels(codes_NL), strict=True):
             yield z_NZ * mask
             z_NZ = z_NZ - book[codes]
 
     def commitment(self, z_NZ: Tensor, codes_NL: Tensor, weights_N: Tensor) -> Tensor:
-        """Squared error of each level, summed over levels; weighted mean over items and mean over dimensions."""
+        """Return the squared error (scalar) of each level, summed over levels.
+
+        It is the mean over dimensions, and over items with weights (N,).
+        """
         levels = zip(self.residuals(z_NZ, codes_NL), self._levels(codes_NL), strict=True)
         errors_LN = [(residual - book[codes]).square().mean(1) for residual, (book, codes) in levels]
         return (weights_N * torch.stack(errors_LN).sum(0)).mean()
 
     @torch.no_grad()
     def update(self, z_NZ: Tensor, codes_NL: Tensor, *, decay: float) -> None:
-        """Move each code towards the mean of the residuals that chose it (van den Oord et al. 2017, appendix A.1)."""
+        """Move each code towards the mean of the residuals (N, Z) that chose it (van den Oord 2017, appendix A.1)."""
         for level, residual in enumerate(list(self.residuals(z_NZ, codes_NL))):  # all before a book moves
             codes, book = codes_NL[:, level], self.books[level]
             count = torch.bincount(codes, minlength=len(book)).float()
@@ -270,7 +287,7 @@ class LearnedCodebooks:
 
     @torch.no_grad()
     def revive(self, z_NZ: Tensor, *, generator: torch.Generator) -> int:
-        """Move codes that no row chooses onto residuals sampled by their error. Returns the number of moved codes."""
+        """Move codes that no row of (N, Z) chooses onto residuals sampled by their error; return how many moved."""
         revived, residual = 0, z_NZ
         for level, (book, mask) in enumerate(zip(self.books, self.masks, strict=True)):
             masked = residual * mask
@@ -293,7 +310,10 @@ class LearnedCodebooks:
 
 
 def kmeans(x_NZ: Tensor, size: int, *, generator: torch.Generator, rounds: int = 10) -> Tensor:
-    """(V, Z) centroids by Lloyd's algorithm from random rows; empty ones move to rows far from their centroid."""
+    """Return centroids (V, Z) by Lloyd's algorithm from random rows of (N, Z).
+
+    Empty ones move to rows far from their centroid.
+    """
     rows = torch.randperm(len(x_NZ), generator=generator)
     centroids = x_NZ[rows[torch.arange(size) % len(x_NZ)]].clone()
     for _ in range(rounds):
@@ -308,7 +328,7 @@ def kmeans(x_NZ: Tensor, size: int, *, generator: torch.Generator, rounds: int =
 
 
 def sinkhorn(distances_NV: Tensor, *, epsilon: float, rounds: int = 50) -> Tensor:
-    """(N, V) balanced assignment: rows sum to 1, columns to N / V.
+    """Return a balanced assignment (N, V): rows sum to 1, columns to N / V.
 
     Distances are scaled to [-1, 1] before they are divided by ``epsilon``, as in LC-Rec (Zheng et al. 2024).
     """

@@ -62,7 +62,10 @@ class EarlierResults:
 
     @classmethod
     def of(cls, paths: DataPaths, config: SemanticIdsConfig) -> EarlierResults:
-        """Locate the files that ``config`` refers to. Raises ValueError for its invalid names of data sets."""
+        """Build the paths of the files that ``config`` refers to.
+
+        Raises ValueError for its invalid names of data sets.
+        """
         sources, joint = split_names(config.quantizer_from), split_names(config.quantizer_with)
         for name in (*sources, *joint):
             if name in ("", ".", "..") or Path(name).name != name:
@@ -82,14 +85,17 @@ class EarlierResults:
 
     @cached_property
     def quantizer(self) -> Quantizer | None:
+        """Quantizer of an earlier run."""
         return _read(load_quantizer, self.folder, QUANTIZER, refit=self.refit)
 
     @cached_property
     def ids(self) -> SemanticIds | None:
+        """Semantic ids of an earlier run."""
         return _read(SemanticIds.read, self.folder, IDS, refit=self.refit)
 
     @cached_property
     def source_quantizer(self) -> Quantizer | None:
+        """Quantizer of the data set that ``quantizer_from`` names."""
         return _read(load_quantizer, self.source_folder, QUANTIZER)
 
     @cached_property
@@ -129,8 +135,8 @@ def fit_quantizer(
     """Return the quantizer of ``quantizer_from``, or that of an earlier run with the same settings, or a new one.
 
     A new quantizer is fitted to these embeddings and those of ``quantizer_with``, aligned with the ``collaborative``
-    item vectors of a trained model where there are any. Raises ValueError if
-    ``quantizer_from`` and ``quantizer_with`` are both set, and QualityGateError where too many items are alike.
+    item vectors of a trained model where there are any. Raises ValueError if ``quantizer_from`` and ``quantizer_with``
+    are both set, or if either has vectors of another encoder, and QualityGateError where too many items are alike.
     """
     if earlier.joint_paths and earlier.source_dataset is not None:
         raise ValueError("quantizer_with fits a quantizer, and quantizer_from lends one; set one of them")
@@ -202,7 +208,8 @@ def measure_ids(
 ) -> dict[str, Any]:
     """Measure the quality of ids and compare it with the gate, as JSON. ``check_ids`` raises for failed checks.
 
-    ``collaborative``: item vectors of a trained model, whose neighbours are measured too.
+    ``items``: table with the column ``item_id`` and that of ``category``. ``collaborative``: item vectors of a trained
+    model, whose neighbours are measured too.
     """
     rows = embeddings.rows(ids.item_ids)
     # An item that has left the catalogue, or has lost its content, keeps its id but has no vector any more.
@@ -252,7 +259,10 @@ def collaborative_neighbours(ids: SemanticIds, collaborative: Embeddings | None,
 
 
 def categories_of(ids: SemanticIds, items: pa.Table, category: Category | None) -> list[str | None] | None:
-    """Return the category of each item with an id, None for items that are gone; None without a ``category``."""
+    """Return the category of each item with an id, None for items that are gone; None without a ``category``.
+
+    ``items`` has the columns ``item_id`` and that of ``category``. Raises ValueError without the latter.
+    """
     if category is None:
         return None
     if category.column not in items.column_names:
@@ -297,7 +307,8 @@ def build_tree(ids: SemanticIds, gate: Mapping[str, Any]) -> PrefixTree:
 def check_shared_content(embeddings: Embeddings, config: SemanticIdsConfig) -> None:
     """Warn of items with equal vectors, whose codes must be equal.
 
-    Raises QualityGateError, before anything is fitted, where they alone exceed ``sharing`` or ``largest`` of the gate.
+    Raises QualityGateError, before anything is fitted, where they alone exceed ``sharing`` or ``largest`` of the gate,
+    and ValueError where a group of them exceeds ``extra_codes`` of the policy extra_digit.
     """
     present = np.flatnonzero(embeddings.present)
     if not len(present):

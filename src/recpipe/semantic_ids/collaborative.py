@@ -42,8 +42,8 @@ HELD_OUT_BATCH = 512  # items that the held-out InfoNCE compares
 class CollaborativeConfig:
     """Settings of ``collaborative`` of an RQ-VAE or PQ-VAE.
 
-    model: whose item vectors are used, a name in conf/base/parameters/models. alpha: weight of InfoNCE. beta: weight of
-    the diversity term. clusters: of the codes of a level (the paper: 10).
+    ``model``: whose item vectors are used, a name in conf/base/parameters/models. ``alpha``: weight of InfoNCE.
+    ``beta``: weight of the diversity term. ``clusters``: of the codes of a level (the paper: 10).
     """
 
     model: str
@@ -71,7 +71,10 @@ class Terms(NamedTuple):
 
 
 class Alignment:
-    """Both terms during one fit. ``targets`` has a row per row of the training set, ``held_out`` per held-out one."""
+    """Alignment terms during one fit: InfoNCE and diversity.
+
+    ``targets`` has a row per row of the training set, ``held_out`` per held-out one.
+    """
 
     def __init__(
         self, config: CollaborativeConfig, targets: ItemVectors, held_out: ItemVectors, latent: int, *, seed: int
@@ -87,17 +90,17 @@ class Alignment:
         self.labels: list[Tensor] = []  # (V,) cluster of each code, per level
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Weights that are trained with the autoencoder's."""
+        """Return the weights that are trained with the autoencoder's."""
         return self.projection.parameters()
 
     def cluster_codes(self, codebooks: LearnedCodebooks) -> None:
-        """Cluster the codes of each level, as they are now."""
+        """Group the codes of each level into clusters, as they are now."""
         if self.config.beta:
             books = codebooks.books
             self.labels = [balanced_clusters(book, self.config.clusters, self.generator) for book in books]
 
     def terms(self, rows_B: Tensor, losses: Losses, codebooks: LearnedCodebooks | None) -> Terms:
-        """Compute the terms of a batch, whose rows of the training set are ``rows_B``."""
+        """Compute the terms (scalars) of a batch, whose rows of the training set are ``rows_B`` (B,)."""
         present = self.present[rows_B]
         vectors_BC = self.vectors[rows_B[present]]
         if codebooks is None or losses.codes is None:
@@ -116,14 +119,17 @@ class Alignment:
         return Terms(torch.stack(info_nces).mean(), torch.stack(diversities).sum())
 
     def info_nce(self, quantized_BZ: Tensor, vectors_BC: Tensor) -> Tensor:
-        """InfoNCE of quantized latents and collaborative vectors of the same items; 0 for fewer than two."""
+        """Return the InfoNCE (scalar) of quantized latents (B, Z) and collaborative vectors (B, C) of the same items.
+
+        It is 0 for fewer than two items.
+        """
         if len(quantized_BZ) < 2:
             return quantized_BZ.sum() * 0
         return info_nce(self.projection(quantized_BZ), vectors_BC, self.config.temperature)
 
     @torch.no_grad()
     def held_out(self, quantized_NZ: Tensor) -> float:
-        """InfoNCE of held-out items in blocks; 0 without collaborative vectors."""
+        """Return the mean InfoNCE of held-out items (N, Z) in blocks; 0 without collaborative vectors."""
         present = torch.from_numpy(self._held_out.present)
         vectors = unit_vectors(torch.from_numpy(self._held_out.vectors)[present], self.mean)
         blocks = zip(quantized_NZ[present].split(HELD_OUT_BATCH), vectors.split(HELD_OUT_BATCH), strict=True)
@@ -132,18 +138,25 @@ class Alignment:
 
 
 def unit_vectors(vectors_NC: Tensor, mean_C: Tensor) -> Tensor:
-    """Centre vectors and scale them to length 1."""
+    """Return vectors (N, C), centred by ``mean_C`` and scaled to length 1."""
     return F.normalize(vectors_NC - mean_C, dim=1)
 
 
 def info_nce(projected_BC: Tensor, unit_BC: Tensor, temperature: float) -> Tensor:
-    """Mean cross-entropy of an item's own vector among those of the batch, by cosine."""
+    """Return the mean cross-entropy (scalar) of an item's own vector among those of the batch, by cosine.
+
+    ``projected_BC`` (B, C) are projected latents, ``unit_BC`` (B, C) collaborative vectors of length 1.
+    """
     logits = F.normalize(projected_BC, dim=1) @ unit_BC.T / temperature
     return F.cross_entropy(logits, torch.arange(len(logits)))
 
 
 def diversity(anchors_BZ: Tensor, codes_B: Tensor, others_B: Tensor, book_VZ: Tensor) -> Tensor:
-    """Mean cross-entropy of a code of the same cluster, ``others_B``, among all codes but the item's own."""
+    """Return the mean cross-entropy (scalar) of a code of the same cluster among all codes but the item's own.
+
+    ``anchors_BZ`` are the items' codes as vectors (B, Z) with the gradient of the latent, ``codes_B`` their numbers,
+    ``others_B`` those of the same cluster, ``book_VZ`` all codes of the level.
+    """
     scale = book_VZ.square().sum(1).mean().clamp(min=1e-12)
     logits = (anchors_BZ @ book_VZ.T / scale).scatter(1, codes_B[:, None], -torch.inf)
     losses = F.cross_entropy(logits, others_B, reduction="none")
@@ -151,7 +164,7 @@ def diversity(anchors_BZ: Tensor, codes_B: Tensor, others_B: Tensor, book_VZ: Te
 
 
 def balanced_clusters(book_VZ: Tensor, clusters: int, generator: torch.Generator, *, rounds: int = 3) -> Tensor:
-    """(V,) labels of clusters of equal size, up to one, at least two codes each where there are so many.
+    """Return cluster labels (V,) of equal size, up to one, at least two codes each where there are so many.
 
     Lloyd's algorithm from the centroids of plain k-means, with an optimal assignment of codes to places in each round.
     """
@@ -171,7 +184,7 @@ def balanced_clusters(book_VZ: Tensor, clusters: int, generator: torch.Generator
 
 
 def cluster_neighbours(codes_B: Tensor, labels_V: Tensor, generator: torch.Generator) -> Tensor:
-    """(B,) a random other code of the cluster of each code; the code itself where it is alone."""
+    """Return a random other code (B,) of the cluster of each code; the code itself where it is alone."""
     order = torch.argsort(labels_V, stable=True)
     sizes = torch.bincount(labels_V)
     starts = sizes.cumsum(0) - sizes

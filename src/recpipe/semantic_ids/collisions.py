@@ -104,13 +104,18 @@ def check_codes(
 
 
 def colliding(codes_NL: Codes, taken_ML: Codes) -> NDArray[np.bool_]:
-    """(N,) whether another row, or a row of ``taken_ML``, has the same codes."""
+    """Return whether another row, or a row of ``taken_ML``, has the same codes, bool (N,)."""
     group = row_groups(np.concatenate([taken_ML, codes_NL]))
     return (np.bincount(group)[group] > 1)[len(taken_ML) :]
 
 
 def row_groups(codes_NL: Codes) -> Rows:
-    """(N,) group numbers 0..P-1 of equal rows, in lexicographic order, for any number of levels."""
+    """Return group numbers (N,) 0..P-1 of equal rows, in lexicographic order, for any number of levels.
+
+    Examples:
+        >>> row_groups(np.array([[1, 2], [0, 5], [1, 2]]))
+        array([1, 0, 1])
+    """
     keys, n_keys = np.zeros(len(codes_NL), np.int64), 1
     for level in range(codes_NL.shape[1] if len(codes_NL) else 0):
         base = int(codes_NL[:, level].max()) + 1
@@ -243,7 +248,7 @@ def _balance(codes_NL: Codes, sizes: tuple[int, ...], distances: Distances, take
 def transport(
     costs_MV: Vectors, free_MV: NDArray[np.bool_], group_M: Rows, *, sweeps: int = SWEEPS
 ) -> NDArray[np.float64]:
-    """(M, V) shares of the codes for the items of each group (sorted group numbers).
+    """Return shares (M, V) of the codes for the items of each group (sorted group numbers).
 
     Rows sum to 1 and, after enough sweeps, columns of a group to at most 1: Sinkhorn with the column condition as an
     inequality. Columns keep their dual prices from one epsilon to the next, so that few sweeps suffice.

@@ -48,7 +48,7 @@ class KMeansConfig(QuantizerConfig):
 
 
 class KMeansQuantizer(Quantizer):
-    """Base class: scaling, k-means and tensors."""
+    """Base class of quantizers by k-means: scaling, k-means and tensors."""
 
     Config: ClassVar[type[QuantizerConfig]] = KMeansConfig
     config: KMeansConfig
@@ -64,10 +64,12 @@ class KMeansQuantizer(Quantizer):
         self.books = self._learn((torch.from_numpy(x_ND[rows]) - self.mean) / self.scale, seed)
 
     def tensors(self) -> dict[str, Tensor]:
+        """Return mean and scale (D,) and the codebooks (V, D) of the levels, by name."""
         books = {f"codebooks.{level}": book for level, book in enumerate(self.books)}
         return {"mean": self.mean, "scale": self.scale, **books}
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Restore ``tensors()``, after sizes and width. Raises KeyError or RuntimeError for tensors that do not fit."""
         self.mean, self.scale = tensors["mean"], tensors["scale"]
         self.books = [tensors[f"codebooks.{level}"] for level in range(len(self.sizes))]
         shapes = [tuple(book.shape) for book in self.books]
@@ -200,9 +202,11 @@ class OPQ(PQ):
         return [(size, self._padded_width // len(self.sizes)) for size in self.sizes]
 
     def tensors(self) -> dict[str, Tensor]:
+        """Return mean and scale (D,), the codebooks of the levels and the rotation (D', D'), by name."""
         return {**super().tensors(), "rotation": self.rotation}
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Restore ``tensors()``, after sizes and width. Raises KeyError or RuntimeError for tensors that do not fit."""
         super().load_tensors(tensors)
         self.rotation = tensors["rotation"]
         if self.rotation.shape != (self._padded_width, self._padded_width):
@@ -210,10 +214,10 @@ class OPQ(PQ):
 
 
 def faiss_kmeans(x_ND: Tensor, codes: int, config: KMeansConfig, *, seed: int) -> Tensor:
-    """(V, D) centroids. Empty clusters take half of a full one.
+    """Return centroids (V, D) of rows (N, D). Empty clusters take half of a full one.
 
-    With ``config.steps`` above 1 it clusters first in a few principal components and then, step by step, in all
-    (faiss' progressive clustering, the default of its ResidualQuantizer).
+    With ``config.steps`` above 1 it clusters first in a few principal components and then, step by step, in all (faiss'
+    progressive clustering, the default of its ResidualQuantizer).
     """
     import faiss
 

@@ -76,7 +76,7 @@ class SemanticIds:
         return hashlib.sha256(header.encode() + np.ascontiguousarray(self.codes, "<i4").tobytes()).hexdigest()
 
     def rows(self, item_ids: NDArray[np.object_] | list[str]) -> NDArray[np.int64]:
-        """(n,) row of each item, -1 for items without an id."""
+        """Return the row (n,) of each item, -1 for items without an id."""
         rows = pc.index_in(pa.array(item_ids, pa.string()), value_set=pa.array(self.item_ids, pa.string()))
         return rows.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
 

@@ -33,11 +33,11 @@ MASK_SIZE = 1 << 25  # entries of 4 bytes
 
 @dataclass(frozen=True, eq=False)
 class PrefixTree:
-    """Children of all nodes in CSR layout, per depth.
+    """Prefix tree of semantic ids: children of all nodes in CSR layout, per depth.
 
     The root is node 0 of depth 0; edge e of level l leads to **node e of depth l + 1**. Nodes of a depth are in
-    lexicographic order of their prefixes, so one gather reads the children of the nodes of a beam (B, K), -1 where
-    the beam is dead::
+    lexicographic order of their prefixes, so one gather reads the children of the nodes of a beam (B, K), -1 where the
+    beam is dead::
 
         start, end = offsets[l][nodes.clamp(0)], offsets[l][nodes.clamp(0) + 1]
         edges = start[..., None] + arange(max_children[l])                 # (B, K, W): nodes of depth l + 1
@@ -45,6 +45,13 @@ class PrefixTree:
         codes = children[l][edges.clamp(max=len(children[l]) - 1)]         # (B, K, W): valid where live
 
     A node n of depth L is a leaf with the items ``leaves[leaf_offsets[n]:leaf_offsets[n + 1]]``, one if ids are unique.
+
+    Examples:
+        >>> tree = PrefixTree.build(np.array([[0, 1], [1, 0], [0, 0]]), sizes=(2, 2))
+        >>> tree.depth, tree.n_items, tree.prefixes(1)
+        (2, 3, 2)
+        >>> tree.find(np.array([[0, 1], [1, 1]]))
+        array([ 0, -1])
     """
 
     offsets: tuple[Ints, ...]  # (L) of (P_l + 1,): the edges of each node of depth l
@@ -59,7 +66,10 @@ class PrefixTree:
     def build(
         cls, codes_NL: NDArray[np.integer], sizes: Sequence[int], *, source: str = "", shared: bool = False
     ) -> PrefixTree:
-        """Build from ``codes_NL``. Raises ValueError for codes out of range and, unless ``shared``, for equal ids."""
+        """Build a tree from ``codes_NL`` (N, L).
+
+        Raises ValueError for codes out of range, without items and, unless ``shared``, for equal ids.
+        """
         sizes = tuple(int(size) for size in sizes)
         check_codes(codes_NL, sizes)
         if not len(codes_NL) or not sizes:
@@ -87,17 +97,17 @@ class PrefixTree:
 
     @property
     def depth(self) -> int:
-        """Number of levels L of a full id."""
+        """Number of levels of a full id (L)."""
         return len(self.sizes)
 
     @property
     def n_items(self) -> int:
-        """Number of items N, also where some share an id."""
+        """Number of items (N), also where some share an id."""
         return len(self.leaves)
 
     @cached_property
     def max_children(self) -> tuple[int, ...]:
-        """(L,) largest number of children of a node of each depth."""
+        """Largest number of children of a node of each depth (L,)."""
         return tuple(int(np.diff(offsets).max()) for offsets in self.offsets)
 
     @property
@@ -111,7 +121,10 @@ class PrefixTree:
 
     @cached_property
     def spans(self) -> tuple[Ints, ...]:
-        """(L + 1) of (P_d + 1,): the items below node n of depth d are ``leaves[spans[d][n]:spans[d][n + 1]]``."""
+        """Bounds of the items below each node, L + 1 arrays (P_d + 1,).
+
+        Below node n of depth d are the items ``leaves[spans[d][n]:spans[d][n + 1]]``.
+        """
         spans = accumulate(reversed(self.offsets), lambda below, offsets: below[offsets], initial=self.leaf_offsets)
         return tuple(spans)[::-1]
 
@@ -122,7 +135,10 @@ class PrefixTree:
         return len(self.children[depth - 1]) if depth else 1
 
     def nodes(self, codes_Md: NDArray[np.integer]) -> Ints:
-        """(M,) node of depth d of each prefix of d codes, -1 for prefixes that do not exist."""
+        """Return the node (M,) of depth d of each prefix of d codes, -1 for prefixes that do not exist.
+
+        Raises ValueError for prefixes of another shape than (M, 0 to L).
+        """
         if codes_Md.ndim != 2 or codes_Md.shape[1] > self.depth:
             raise ValueError(f"prefixes are (M, 0 to {self.depth}) codes, got {codes_Md.shape}")
         nodes = np.zeros(len(codes_Md), np.int64)
@@ -131,7 +147,10 @@ class PrefixTree:
         return nodes
 
     def find(self, codes_ML: NDArray[np.integer]) -> Ints:
-        """(M,) row of the item with these codes, the first one where items share them, -1 for unknown ids."""
+        """Return the row (M,) of the item with these codes, the first one where items share them, -1 for unknown ids.
+
+        Raises ValueError for codes of another shape than (M, L).
+        """
         if codes_ML.ndim != 2 or codes_ML.shape[1] != self.depth:
             raise ValueError(f"ids of this tree have {self.depth} codes, got {codes_ML.shape}")
         nodes = self.nodes(codes_ML)
@@ -240,12 +259,12 @@ class TreeTensors:
 
     @property
     def depth(self) -> int:
-        """Number of levels L of a full id."""
+        """Number of levels of a full id (L)."""
         return len(self.sizes)
 
     @cached_property
     def parents(self) -> tuple[Tensor, ...]:
-        """(L) of (P_{l+1},): parent of each node of depth l + 1."""
+        """Parent of each node of depth l + 1, L tensors (P_{l+1},)."""
         return tuple(
             torch.arange(len(offsets) - 1, device=offsets.device).repeat_interleave(offsets.diff())
             for offsets in self.offsets
@@ -253,18 +272,18 @@ class TreeTensors:
 
     @cached_property
     def leaf_positions(self) -> Tensor:
-        """(n_items,) position of each item in ``leaves``, -1 for items outside the tree."""
+        """Position (n_items,) of each item in ``leaves``, -1 for items outside the tree."""
         positions = torch.full((self.n_items,), -1, device=self.leaves.device)
         positions[self.leaves] = torch.arange(len(self.leaves), device=self.leaves.device)
         return positions
 
     @cached_property
     def used_codes(self) -> tuple[Tensor, ...]:
-        """(L) of (U_l,): codes that occur at each level, ascending."""
+        """Codes that occur at each level, ascending, L tensors (U_l,)."""
         return tuple(children.unique() for children in self.children)
 
     def codes(self, nodes: Tensor, depth: int | None = None) -> Tensor:
-        """(..., d) prefixes of ``nodes`` (...) of depth d; the default depth L gives full ids."""
+        """Return prefixes (..., d) of ``nodes`` (...) of depth d; the default depth L gives full ids."""
         codes = []
         for level in reversed(range(self.depth if depth is None else depth)):
             codes.append(self.children[level][nodes])
@@ -272,14 +291,14 @@ class TreeTensors:
         return torch.stack(codes[::-1], -1)
 
     def prefixes(self, depth: int) -> Tensor:
-        """(P_d, d) prefixes of all nodes of a depth of at least 1, cached."""
+        """Return prefixes (P_d, d) of all nodes of a depth of at least 1, cached."""
         if depth not in self._prefixes:
             nodes = torch.arange(len(self.children[depth - 1]), device=self.leaves.device)
             self._prefixes[depth] = self.codes(nodes, depth)
         return self._prefixes[depth]
 
     def child_mask(self, level: int, *, wide_only: bool = False) -> Tensor | None:
-        """(P_l, V) float32 additive mask, 0 for codes that may follow a node and -inf elsewhere, cached.
+        """Return an additive mask (P_l, V) float32, 0 for codes that may follow a node and -inf elsewhere, cached.
 
         None where it would be too large, and with ``wide_only`` for levels whose nodes have few children.
         """
@@ -294,7 +313,7 @@ class TreeTensors:
         return self._child_masks[level]
 
     def follow(self, level: int, nodes: Tensor, codes: Tensor) -> Tensor:
-        """Child of each node (...) by code; an arbitrary node where the code is no child."""
+        """Return the child (...) of each node (...) by code (...); an arbitrary node where the code is no child."""
         size, edges = self.sizes[level], self._edges[level]
         return torch.searchsorted(edges, nodes * size + codes).clamp_(max=len(edges) - 1)
 
@@ -329,7 +348,7 @@ class TreeTensors:
 
 
 def any_child(offsets: Tensor, live: Tensor) -> Tensor:
-    """(..., P) whether any of a node's edges (..., E) is ``live``."""
+    """Return whether any of a node's edges (..., E) is ``live``, bool (..., P)."""
     count = F.pad(live.cumsum(-1, dtype=torch.int32), (1, 0))
     return count[..., offsets[1:]] > count[..., offsets[:-1]]
 

@@ -81,7 +81,8 @@ def measure_neighbours(
 def leaf_categories(column: pa.ChunkedArray | pa.Array, of_list: str = "last") -> list[str | None]:
     """Read one category per item: the ``last`` element of (the last of nested) lists, or the ``first`` one.
 
-    Last suits paths (Beauty > Makeup > Nails), first suits sets such as genres; plain values stay as they are.
+    Last suits paths (Beauty > Makeup > Nails), first suits sets such as genres; plain values stay as they are. Raises
+    ValueError for another ``of_list``.
     """
     if of_list not in ("first", "last"):
         raise ValueError(f"content.category.of_list is {of_list!r}; allowed: first, last")

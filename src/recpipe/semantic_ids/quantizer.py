@@ -55,7 +55,7 @@ class ItemVectors(NamedTuple):
     present: NDArray[np.bool_]  # (N,) whether the item has one
 
     def select(self, rows: Tensor) -> ItemVectors:
-        """Return some of the rows."""
+        """Return some of the rows, of which ``rows`` (n,) are the numbers."""
         return ItemVectors(self.vectors[rows.numpy()], self.present[rows.numpy()])
 
 
@@ -84,12 +84,23 @@ class QuantizerConfig:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """(L,) configured codes per level."""
+        """Configured codes per level (L,)."""
         return (self.codes,) * self.levels if isinstance(self.codes, int) else self.codes
 
 
 class Quantizer(ABC):
-    """Quantizer of vectors to L codes. Public methods check their input, subclasses implement the private ones."""
+    """Base class of quantizers, from vectors (N, D) to codes (N, L).
+
+    Public methods check their input, subclasses implement the private ones.
+
+    Examples:
+        >>> vectors = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+        >>> quantizer = build_quantizer("residual_kmeans", {"levels": 2, "codes": 4})
+        >>> quantizer.fit(vectors, seed=0)
+        >>> codes = quantizer.encode(vectors)
+        >>> codes.shape, quantizer.decode(codes).shape
+        ((40, 2), (40, 8))
+    """
 
     type: ClassVar[str]
     mean: Tensor  # (D,) set by `fit`, as is the scale, before `_fit`
@@ -121,11 +132,14 @@ class Quantizer(ABC):
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """Return all fitted values by name."""
+        """Return all fitted values by name, each of its own shape (...)."""
 
     @abstractmethod
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Restore ``tensors()``, after sizes and width. Raises KeyError or RuntimeError for tensors that do not fit."""
+        """Restore ``tensors()``, after sizes and width.
+
+        Raises KeyError or RuntimeError for tensors that do not fit.
+        """
 
     def _fit_aligned(self, x_ND: VectorRows, targets: ItemVectors, *, seed: int, on_epoch: OnEpoch | None) -> None:
         """Learn codebooks that are aligned with ``targets``."""
@@ -139,9 +153,10 @@ class Quantizer(ABC):
         on_epoch: OnEpoch | None = None,
         targets: ItemVectors | None = None,
     ) -> None:
-        """Fit to all rows, aligned with ``targets`` where they are given.
+        """Fit to all rows (N, D), aligned with ``targets`` where they are given.
 
-        Raises ValueError for fewer than 2 rows, NaN or infinity, or equal rows only.
+        Raises ValueError for fewer than 2 rows, NaN or infinity, equal rows only, and ``targets`` of a type that has no
+        use for them.
         """
         x_ND = VectorRows.of(x_ND)
         where = "see content in the data set's conf"
@@ -165,7 +180,10 @@ class Quantizer(ABC):
             self._fit_aligned(x_ND, targets, seed=seed, on_epoch=on_epoch)
 
     def encode(self, x_ND: Vectors | VectorRows) -> Codes:
-        """(N, L) codes, level 1 first."""
+        """Return codes (N, L) int32 of vectors (N, D), level 1 first.
+
+        Raises ValueError before ``fit``, and for vectors of another width or with NaN or infinity.
+        """
         x_ND, width = VectorRows.of(x_ND), self._fitted_width()
         codes = [np.zeros((0, len(self.sizes)), np.int32)]
         for block in x_ND.blocks():
@@ -173,15 +191,19 @@ class Quantizer(ABC):
         return np.concatenate(codes)
 
     def decode(self, codes_NL: Codes) -> Vectors:
-        """(N, D) reconstruction in the units of the vectors."""
+        """Return the reconstruction (N, D) of codes (N, L), in the units of the vectors.
+
+        Raises ValueError before ``fit``, and for codes out of range.
+        """
         self._fitted_width()
         check_codes(codes_NL := np.asarray(codes_NL), self.sizes)
         return (self._decode(torch.from_numpy(codes_NL.astype(np.int64))) * self.scale + self.mean).numpy()
 
     def level_distances(self, x_ND: Vectors, codes_NL: Codes, level: int) -> Vectors:
-        """(N, V) squared distances to the codes of ``level`` (0-based), after the codes of the earlier levels.
+        """Return squared distances (N, V) to the codes of ``level`` (0-based), after the codes of the earlier levels.
 
-        Columns of ``codes_NL`` from ``level`` on are ignored and may be absent.
+        Columns of ``codes_NL`` from ``level`` on are ignored and may be absent. Raises ValueError for another level or
+        number of rows.
         """
         x_ND = _finite_matrix(x_ND, self._fitted_width())
         if not 0 <= level < len(self.sizes):
@@ -294,18 +316,18 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def squared_distances(x_ND: Tensor, book_VD: Tensor) -> Tensor:
-    """(N, V), clamped at 0."""
+    """Return squared distances (N, V) of rows (N, D) to codes (V, D), clamped at 0."""
     lengths = x_ND.square().sum(1, keepdim=True) + book_VD.square().sum(1)
     return torch.addmm(lengths, x_ND, book_VD.T, alpha=-2).clamp_min_(0)
 
 
 def nearest(x_ND: Tensor, book_VD: Tensor) -> Tensor:
-    """(N,) int64 index of the nearest code."""
+    """Return the index (N,) int64 of the code of (V, D) nearest to each row of (N, D)."""
     return torch.cat([squared_distances(part, book_VD).argmin(1) for part in x_ND.split(CHUNK)])
 
 
 def scaling(x_ND: Vectors | VectorRows, standardise: bool) -> tuple[Tensor, Tensor]:
-    """(D,) mean and standard deviation per dimension; zeros and ones without ``standardise``.
+    """Return mean and standard deviation per dimension, each (D,); zeros and ones without ``standardise``.
 
     Dead dimensions have scale 1: MiniLM has some whose values are rounding errors of 1e-9 and 1e-33, which differ from
     machine to machine.
@@ -354,13 +376,13 @@ def fitting_sizes(x_ND: Vectors | VectorRows, sizes: tuple[int, ...], *, few_ite
 
 
 def distinct_rows(x_ND: Vectors | VectorRows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First row of each group of equal rows, and (N,) group number of every row."""
+    """Return the first row (P,) of each group of equal rows, and the group number (N,) of every row."""
     _, first, group = np.unique(row_hashes(x_ND), return_index=True, return_inverse=True)
     return first, group
 
 
 def row_hashes(x_ND: Vectors | VectorRows) -> NDArray[np.uint64]:
-    """(N,) 64-bit hash of each row."""
+    """Return a 64-bit hash (N,) of each row."""
     x_ND = VectorRows.of(x_ND)
     odd = np.random.default_rng(0).integers(1 << 62, size=x_ND.width, dtype=np.uint64) * 2 + 1
     starts = range(0, len(x_ND), 16_384)

@@ -79,8 +79,10 @@ class DeadCodes:
 
 @dataclass(frozen=True)
 class RQVAEConfig(QuantizerConfig):
-    """Settings of RQ-VAE and PQ-VAE. Defaults were chosen on Amazon Beauty (12,101 items), see
-    docs/experiments/semantic-ids.md."""
+    """Settings of RQ-VAE and PQ-VAE.
+
+    Defaults were chosen on Amazon Beauty (12,101 items), see docs/experiments/semantic-ids.md.
+    """
 
     widths: tuple[int, ...] = (512, 256, 128)  # hidden layers of the encoder; the decoder mirrors them
     latent: int = 16  # fewer: items differ in more prefixes; more: vectors are reconstructed better
@@ -132,7 +134,7 @@ class RQVAEConfig(QuantizerConfig):
 
 
 class AutoencoderQuantizer(Quantizer):
-    """Quantizer by a ``QuantizedAutoencoder`` of standardised vectors, trained on the CPU."""
+    """Base class of quantizers by a ``QuantizedAutoencoder`` of standardised vectors, trained on the CPU."""
 
     Config: ClassVar[type[QuantizerConfig]] = RQVAEConfig
     config: RQVAEConfig
@@ -201,11 +203,13 @@ class AutoencoderQuantizer(Quantizer):
         return self.model.distances(z_ND, codes_NL, level)
 
     def tensors(self) -> dict[str, Tensor]:
+        """Return mean and scale (D,), the codebooks (V, Z) of the levels and the weights of the network, by name."""
         assert self.model.codebooks is not None
         books = {f"book_{level}": book for level, book in enumerate(self.model.codebooks.books, 1)}
         return {"mean": self.mean, "scale": self.scale, **books, **self.model.network.state_dict()}
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Restore ``tensors()``, after sizes and width. Raises KeyError or RuntimeError for tensors that do not fit."""
         weights = dict(tensors)
         self.mean, self.scale = weights.pop("mean"), weights.pop("scale")
         books = [weights.pop(f"book_{level}") for level in range(1, len(self.sizes) + 1)]
@@ -234,7 +238,7 @@ class AutoencoderQuantizer(Quantizer):
 
 
 class RQVAE(AutoencoderQuantizer):
-    """Residual quantization: every level sees the whole latent."""
+    """Residual quantization of a learned latent: every level sees the whole latent."""
 
     type = "rqvae"
 
@@ -243,7 +247,7 @@ class RQVAE(AutoencoderQuantizer):
 
 
 class PQVAE(AutoencoderQuantizer):
-    """Product quantization: every level sees its slice of the latent, cut as evenly as possible."""
+    """Product quantization of a learned latent: every level sees its slice, cut as evenly as possible."""
 
     type = "pqvae"
 
@@ -253,7 +257,7 @@ class PQVAE(AutoencoderQuantizer):
 
 @dataclass
 class Training:
-    """One fit. ``run`` leaves the state with the lowest held-out reconstruction error in ``model``."""
+    """Training of one quantizer; ``run`` leaves the state with the lowest held-out error in ``model``."""
 
     config: RQVAEConfig
     model: QuantizedAutoencoder

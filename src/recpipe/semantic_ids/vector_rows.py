@@ -21,9 +21,10 @@ MULTIPLE = 8192  # of the rows of a block, as networks and distances go through 
 
 
 class VectorRows:
-    """The rows ``rows`` (N,) of ``vectors``, by default all, without a copy. Raises ValueError unless it is a matrix.
+    """Rows of a matrix, read in blocks: the rows ``rows`` (N,) of ``vectors``, by default all, without a copy.
 
-    Indexing copies only the rows asked for; catalogues of up to ``BLOCK`` elements are a single block.
+    Indexing copies only the rows asked for; catalogues of up to ``BLOCK`` elements are a single block. Raises
+    ValueError unless ``vectors`` is a matrix.
     """
 
     def __init__(self, vectors: Vectors, rows: Rows | NDArray[np.bool_] | None = None) -> None:
@@ -43,7 +44,7 @@ class VectorRows:
 
     @property
     def width(self) -> int:
-        """D."""
+        """Width of the vectors (D)."""
         return int(self.vectors.shape[1])
 
     def __getitem__(self, rows: Rows | slice) -> Vectors:
@@ -76,6 +77,6 @@ class StandardisedRows(VectorRows):
         return torch.from_numpy(self[rows if isinstance(rows, slice) else rows.numpy()])
 
     def select(self, rows: Tensor) -> StandardisedRows:
-        """Return some of the rows, without reading them."""
+        """Return the rows with the numbers ``rows`` (n,), without reading them."""
         index = rows.numpy() if self._rows is None else self._rows[rows.numpy()]
         return StandardisedRows(VectorRows(self.vectors, index), self._mean, self._scale)

@@ -134,9 +134,10 @@ class Embeddings:
 
 
 def empty_vectors(rows: int, width: int, folder: Path | None = None) -> NDArray[np.float32]:
-    """Return zeros (rows, width): above ``MAPPED`` elements a memory map of a temporary file, by default in ``folder``.
+    """Return zeros (N, D) of N ``rows`` and D ``width``, as a memory map of a temporary file above ``MAPPED`` elements.
 
-    The file has no name and disappears with the array. Raises OSError where the disk has no room for it.
+    The file is in ``folder``, by default that of the system; it has no name and disappears with the array. Raises
+    OSError where the disk has no room for it.
     """
     if rows * width <= MAPPED:
         return np.zeros((rows, width), np.float32)
@@ -253,7 +254,7 @@ def _vectors_of_column(column: pa.Array, config: VectorFileConfig) -> NDArray[np
 
 
 def unit_rows(x_ND: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scale rows to length one; zero rows stay zero."""
+    """Scale the rows (N, D) to length one; zero rows stay zero."""
     norms = np.linalg.norm(x_ND, axis=1, keepdims=True)
     return (x_ND / np.where(norms > 0, norms, 1)).astype(np.float32)
 
@@ -289,7 +290,7 @@ def check_items(item_ids: Sequence[str], values: Sequence[object], what: str) ->
 
 
 def check_unique(item_ids: Sequence[str] | NDArray[np.object_]) -> None:
-    """Raise ValueError with the first repeated ids."""
+    """Raise ValueError with the first repeated ids of ``item_ids`` (N,)."""
     counts = pc.value_counts(pa.array(item_ids, pa.string()))
     repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
     if len(repeated):

@@ -194,7 +194,7 @@ def _map_threads(function: Callable[[In], Out], values: Iterable[In]) -> Iterato
 def quarantine_table(
     item_ids: Sequence[str], references: Sequence[str | None], reasons: Sequence[str | None]
 ) -> pa.Table:
-    """Return item_id, image and reason of the items that have a reason."""
+    """Return a table with the columns item_id, image and reason, of the items that have a reason."""
     columns = [pa.array(column, pa.string()) for column in (item_ids, references, reasons)]
     return pa.table(columns, ["item_id", "image", "reason"]).filter(pc.is_valid(columns[2]))
 

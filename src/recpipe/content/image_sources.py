@@ -39,7 +39,8 @@ QUOTED = re.compile(r"""'([^']*)'|"([^"]*)\"""")
 class ImageReader(Protocol):
     """Function that reads an image's bytes. Raises FileNotFoundError or UnusableImageError."""
 
-    def __call__(self, reference: str, *, max_bytes: int = ...) -> bytes: ...
+    def __call__(self, reference: str, *, max_bytes: int = ...) -> bytes:
+        """Return the bytes of the image ``reference``, at most ``max_bytes``."""
 
 
 @dataclass(frozen=True)

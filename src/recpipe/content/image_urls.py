@@ -74,7 +74,8 @@ def fetch(
 
     ``timeout`` in seconds limits the connection and the pause between two packets; the whole response may take
     ``TOTAL_TIMEOUTS`` times as long. ``private`` allows addresses that are not public. Proxies of the environment are
-    not used. Raises FileNotFoundError for status 404 and 410, UnusableImageError with the reason for all else.
+    not used. Raises FileNotFoundError for status 404 and 410 and for what is not cached if ``offline``,
+    UnreachableHostError for a server that does not answer, UnusableImageError with the reason for all else.
     """
     name = hashlib.sha256(url.encode()).hexdigest()
     cached = cache_folder / name[:2] / name if cache_folder else None
@@ -126,7 +127,11 @@ def _parse(url: str) -> Url:
 
 
 def public_addresses(target: Url, *, private: bool = False) -> list[str]:
-    """Resolve the host. Raises UnusableImageError if an address is not public, unless ``private`` allows it."""
+    """Resolve the host of ``target`` to its addresses.
+
+    Raises UnusableImageError if an address is not public, unless ``private`` allows it, and TransientError for a host
+    that is not known.
+    """
     host = _hostname(target)
     try:
         entries = socket.getaddrinfo(host, _port(target), type=socket.SOCK_STREAM)

@@ -55,7 +55,7 @@ def build_texts(items: pa.Table, template: str, *, max_chars: int = 20_000) -> l
 
 
 def clear_placeholder_texts(items: pa.Table) -> pa.Table:
-    """Set ``title`` and ``text`` to null where they repeat the item's id.
+    """Set the columns ``title`` and ``text`` of ``items`` to null where they repeat the column ``item_id``.
 
     Items without a title have their id as one for reports; its embedding would compare the spelling of ids.
     """

@@ -55,7 +55,10 @@ def choose_device(device: str) -> torch.device:
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """Return fp32 or bf16; ``auto`` is bf16 on CUDA and on CPUs with AMX, where it is several times faster."""
+    """Return fp32 or bf16; ``auto`` is bf16 on CUDA and on CPUs with AMX, where it is several times faster.
+
+    Raises ValueError for another ``precision``.
+    """
     import torch
 
     if precision in DTYPES:

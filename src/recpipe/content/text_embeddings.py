@@ -151,7 +151,7 @@ class Tokens:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Number of tokens per text."""
+        """Number of tokens of each text (N,)."""
         return np.diff(self.offsets)
 
 
@@ -179,7 +179,7 @@ class TextEncoder:
         self._pad = tokenizer.pad_token_id or 0
 
     def tokenise(self, texts: list[str], max_length: int) -> Tokens:
-        """Tokenise with the model's special tokens; longer texts are cut."""
+        """Convert texts to tokens with the model's special tokens; longer texts are cut."""
         tokenizer = self._tokenizer.backend_tokenizer
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_length)
@@ -220,9 +220,10 @@ class TextEncoder:
 
 
 def length_batches(lengths: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:
-    """Yield rows in batches of at most ``budget`` tokens with padding, the longest first.
+    """Yield rows (B,) in batches of at most ``budget`` tokens with padding, the longest first.
 
-    A batch has texts of one length; if they fill less than half of it, slightly shorter ones too.
+    ``lengths`` (N,) are the tokens of each text. A batch has texts of one length; if they fill less than half of it,
+    slightly shorter ones too.
     """
     order = np.argsort(-lengths, kind="stable")
     ascending = -lengths[order]

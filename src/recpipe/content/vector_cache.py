@@ -33,9 +33,10 @@ Compute = Callable[[Positions], Iterator[tuple[Positions, NDArray[np.float32]]]]
 
 
 class VectorCache:
-    """Folder of safetensors shards, each written atomically, so that a killed run loses only its last seconds.
+    """Cache of vectors in a folder of safetensors shards.
 
-    A key is the SHA-256 hash, in hex, of content and space, so a folder may hold several spaces and widths.
+    Each shard is written atomically, so that a killed run loses only its last seconds. A key is the SHA-256 hash, in
+    hex, of content and space, so a folder may hold several spaces and widths.
     """
 
     def __init__(self, folder: Path, width: int | None = None) -> None:
@@ -64,7 +65,7 @@ class VectorCache:
         return shard_of >= 0, out
 
     def add(self, keys: Keys, vectors_ND: NDArray[np.float32]) -> None:
-        """Write a shard. Raises ValueError if a vector is not finite."""
+        """Write the vectors (N, D) of ``keys`` (N,) as a shard. Raises ValueError if a vector is not finite."""
         if not len(keys):
             return
         if bad := len(keys) - np.count_nonzero(np.isfinite(vectors_ND).all(axis=1)):

@@ -24,7 +24,13 @@ SHALLOW = 8  # a depth is visited as a whole where it has fewer nodes than items
 
 
 def exact_scores(log_probs: Sequence[Tensor], codes_NL: Tensor) -> Tensor:
-    """Return the log-probability (B, N) of each item: the sum of ``log_probs``, L of (B, V_l), at its codes (N, L)."""
+    """Return the log-probability (B, N) of each item: the sum of ``log_probs``, L of (B, V_l), at its codes (N, L).
+
+    Examples:
+        >>> log_probs = [torch.tensor([[-1.0, -2.0]]), torch.tensor([[-0.5, -3.0]])]
+        >>> exact_scores(log_probs, torch.tensor([[0, 0], [0, 1], [1, 0]]))
+        tensor([[-1.5000, -4.0000, -2.5000]])
+    """
     # summed in the order of the levels, so that equal summands give equal sums
     B, N = len(log_probs[0]), len(codes_NL)
     if B < MIN_USERS or log_probs[0].device.type != "cpu":

@@ -25,6 +25,10 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the best k items and their scores, both (B, K); item 0 where the score is -inf. ``scores`` is (B, I).
 
     K is k, or I if there are fewer items.
+
+    Examples:
+        >>> top_k(torch.tensor([[-torch.inf, 0.5, 0.75]]), 2)
+        (tensor([[2, 1]]), tensor([[0.7500, 0.5000]]))
     """
     k = min(k, scores.shape[1])
     values, items = torch.topk(scores, min(k + 1, scores.shape[1]), dim=1)
@@ -55,7 +59,13 @@ def _in_order(scores: Tensor, rows: Tensor, items: Tensor, is_candidate: Tensor,
 
 
 def rank_of(scores: Tensor, rows: Tensor, items: Tensor) -> Tensor:
-    """Return the ranks (N,) int64, from 1, of the pairs (rows, items) in ``scores`` (B, I); 0 for a score of -inf."""
+    """Return the ranks (N,) int64, from 1, of the pairs (rows, items) in ``scores`` (B, I); 0 for a score of -inf.
+
+    Examples:
+        >>> scores = torch.tensor([[-torch.inf, 0.5, 0.75]])
+        >>> rank_of(scores, torch.tensor([0, 0]), torch.tensor([1, 2]))
+        tensor([2, 1])
+    """
     same_rows = len(rows) == len(scores) and bool((rows == torch.arange(len(scores), device=rows.device)).all())
     compared = scores if same_rows else scores[rows]
     target = compared.gather(1, items[:, None])

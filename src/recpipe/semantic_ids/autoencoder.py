@@ -231,7 +231,7 @@ class LearnedCodebooks:
     def from_kmeans(
         cls, z_NZ: Tensor, sizes: tuple[int, ...], masks_LZ: Tensor, *, generator: torch.Generator
     ) -> LearnedCodebooks:
-        """Build codebooks by k-means of the residuals of a latent (N, Z), level by level; ``masks_LZ`` (L, Z) as in the class."""
+        """Build codebooks by k-means of the residuals of a latent (N, Z), level by level."""
         residual, books = z_NZ, []
         for size, mask in zip(sizes, masks_LZ, strict=True):
             books.append(kmeans(residual * mask, size, generator=generator))

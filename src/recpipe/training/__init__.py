@@ -1,0 +1,1 @@
+"""Training: losses, optimisers, schedules, checkpoints, bundles, refitting, updates and hyper-parameter search."""

@@ -60,7 +60,10 @@ def make_batches(
     device: str = "cpu",
     share: Share | None = None,
 ) -> TrainingBatches:
-    """Build batches in ``settings.layout``; packed rows hold ``settings.row`` events, by default one window."""
+    """Build batches in ``settings.layout`` of windows with ``lengths`` (U,) events.
+
+    Packed rows hold ``settings.row`` events, by default one window.
+    """
     options: dict[str, Any] = {"tokens": settings.batch_tokens, "seed": seed, "steps": steps, "share": share}
     if settings.layout == "padded":
         return TrainingBatches(lengths, minimum=2, parts=PARTS[device], **options)

@@ -117,12 +117,12 @@ class Bundle:
             remove_checkpoints(self.work_folder)
 
     def title_table(self) -> pa.Table:
-        """Return ``item_id`` and ``title`` of every item, in the order of the vocabulary."""
+        """Return a table with the columns ``item_id`` and ``title`` of every item, in the order of the vocabulary."""
         ids, titles = (pa.array(values, pa.string()) for values in (self.vocabulary.ids, self.titles))
         return pa.table({"item_id": ids, "title": titles})
 
     def item_table(self) -> pa.Table:
-        """Return item_id, title, train_events and the item columns, in the order of the vocabulary.
+        """Return a table with the columns item_id, title, train_events and those of items, in vocabulary order.
 
         Conditions on items read it.
         """
@@ -168,7 +168,7 @@ def check_held_out(
 
 
 def curve_table(bundle: Bundle) -> pa.Table:
-    """Return the training curve; without rows for a closed-form model."""
+    """Return the training curve, with a row per epoch and a column per value; without rows for a closed-form model."""
     columns = dict.fromkeys(key for row in bundle.curve or [CURVE_COLUMNS] for key in row)
     return pa.table({key: [row.get(key) for row in bundle.curve] for key in columns})
 

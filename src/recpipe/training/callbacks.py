@@ -46,7 +46,7 @@ class WeightAverage(nn.Module):
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange the weights of the model and the averages."""
+        """Replace the weights of the model by the averages, and the averages by the weights."""
         averages = [average.clone() for average in self.buffers()]
         torch._foreach_copy_([*self.buffers()], self._weights)
         torch._foreach_copy_(self._weights, averages)
@@ -65,16 +65,21 @@ class Patience(EarlyStopping):
     """Early stopping; a resumed run uses the patience of its current settings, and ends at once if it has run out."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End a resumed run at once if its patience has run out."""
         super().on_train_start(trainer, pl_module)
         if self.wait_count >= self.patience:  # the process ended between the last checkpoint and the bundle
             trainer.should_stop = True
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the state of a checkpoint, except for its patience."""
         super().load_state_dict({**state_dict, "patience": self.patience})
 
 
 class SecondStage(Callback):
-    """Start of a loss's second stage after ``after`` validations without a new best; patience is counted anew."""
+    """Start of a loss's second stage after ``after`` validations without a new best; patience is counted anew.
+
+    Raises ValueError if ``after`` is not less than the patience.
+    """
 
     def __init__(self, begin: Callable[[], None], metric: str, *, after: int, patience: Patience) -> None:
         limit = patience.patience
@@ -84,6 +89,7 @@ class SecondStage(Callback):
         self.best, self.bad, self.begun = -math.inf, 0, False
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compare the metric with the best one, and begin the second stage after enough validations."""
         metric = float(trainer.callback_metrics[self._metric])
         self.best, self.bad = (metric, 0) if metric > self.best else (self.best, self.bad + 1)
         if not self.begun and self.bad >= self._after:
@@ -93,26 +99,30 @@ class SecondStage(Callback):
             self._begin()
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the best metric, the validations since then, and whether the second stage has begun."""
         return {"best": self.best, "bad": self.bad, "begun": self.begun}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load ``state_dict``, and begin the second stage if it had begun."""
         self.best, self.bad, self.begun = state_dict["best"], state_dict["bad"], state_dict["begun"]
         if self.begun:
             self._begin()
 
 
 class ProgressBar(Callback):
-    """Training steps and the loss in a progress bar; a step has ``accumulate`` micro-batches."""
+    """Progress bar of training steps and the loss; a step has ``accumulate`` micro-batches."""
 
     def __init__(self, bar: Progress, accumulate: int = 1) -> None:
         self._bar, self._accumulate = bar, accumulate
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Skip the steps of the run that is resumed."""
         self._bar.skip(trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: object, batch_idx: int
     ) -> None:
+        """Add a step after its last micro-batch."""
         if (batch_idx + 1) % self._accumulate == 0:
             self._bar.add(1, loss=outputs["loss"] * self._accumulate)
 
@@ -145,7 +155,8 @@ def close_loggers(loggers: Iterable[Logger]) -> None:
 def lock_folder(folder: Path) -> Iterator[None]:
     """Lock a work folder: two runs of one model and seed would overwrite each other's checkpoints.
 
-    Waits a few seconds, since threads of a process that was killed may hold the lock for a moment longer.
+    Waits a few seconds, since threads of a process that was killed may hold the lock for a moment longer. Raises
+    ValueError if another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:

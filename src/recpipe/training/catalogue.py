@@ -42,7 +42,7 @@ MOST_CHANGED = 0.5  # share of the known items with other content from which on 
 
 
 def extended_vocabulary(vocabulary: Vocabulary, item_ids: Sequence[str] | np.ndarray) -> Vocabulary:
-    """Append the ids of ``item_ids`` that ``vocabulary`` lacks, in ascending order."""
+    """Append the ids of ``item_ids`` (n,) that ``vocabulary`` lacks, in ascending order."""
     ids = np.array(list(dict.fromkeys(item_ids)), dtype=object)
     new = ids[vocabulary.encode(ids) == 0] if len(ids) else ids
     return Vocabulary(np.concatenate([vocabulary.ids, np.sort(new)]))
@@ -56,7 +56,10 @@ def extended_titles(bundle: Bundle, vocabulary: Vocabulary, items: pa.Table) -> 
 
 
 def has_content(bundle: Bundle, vocabulary: Vocabulary, inputs: ItemInputs) -> np.ndarray:
-    """Return (I,) bool: items of ``vocabulary`` with a semantic id, a vector or a column that the model reads."""
+    """Return (I,) bool: items of ``vocabulary`` with a semantic id, a vector or a column that the model reads.
+
+    Raises ValueError for a model that reads no content of items.
+    """
     model, side = bundle.model, bundle.model.side
     sources = [ids.codes[1:, 0] >= 0 for ids in _extended_ids(bundle, vocabulary, inputs).values()]
     if side is not None:

@@ -53,14 +53,17 @@ class SafetensorsCheckpointIO(CheckpointIO):
     """Lightning plugin that reads and writes checkpoints as safetensors."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
+        """Write the checkpoint to ``path``."""
         save_tree(checkpoint, Path(path))
 
     def load_checkpoint(
         self, path: str | Path, map_location: object = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
+        """Read the checkpoint of ``path`` on the CPU."""
         return dict(load_tree(Path(path)))
 
     def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete the checkpoint of ``path``."""
         remove(Path(path))
 
 
@@ -126,7 +129,7 @@ def _unpack(node: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def random_state() -> dict[str, Tensor]:
-    """Return the states of torch's random generators."""
+    """Return the states of torch's random generators by device, each a tensor of bytes (n,)."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
@@ -134,7 +137,7 @@ def random_state() -> dict[str, Tensor]:
 
 
 def set_random_state(state: Mapping[str, Tensor]) -> None:
-    """Restore ``random_state``; ignore the state of an absent device."""
+    """Restore ``random_state``, tensors of bytes (n,); ignore the state of an absent device."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

@@ -50,7 +50,7 @@ def n_parameters(model: Recommender) -> int:
 
 
 def reset_peak_memory(device: str) -> None:
-    """Restart the count of peak memory where the system can (CUDA and Linux)."""
+    """Reset the count of peak memory where the system can (CUDA and Linux)."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     elif sys.platform.startswith("linux"):

@@ -56,7 +56,7 @@ class Ranks:
         return self.rank == 0
 
     def sum(self, values: np.ndarray) -> np.ndarray:
-        """Return the sum of all ranks' arrays of equal shape."""
+        """Return the sum (...) of all ranks' arrays of equal shape (...)."""
         if self.size == 1:
             return values
         total = torch.from_numpy(np.array(values, ndmin=1))
@@ -78,7 +78,7 @@ class Ranks:
         return tuple(bool(value) for value in self.of_main(torch.tensor(decisions, dtype=torch.uint8)))
 
     def of_main(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the tensor of rank 0, of the shape and type of this rank's."""
+        """Return the tensor (...) of rank 0, of the shape and type of this rank's."""
         if self.size == 1:
             return tensor
         received = tensor.clone()
@@ -155,7 +155,10 @@ def backend(device: str) -> str:
 
 @contextmanager
 def external_group(ranks: Ranks, device: str) -> Iterator[None]:
-    """Join the process group of ``ranks`` that torchrun or SLURM started, unless this process is in it already."""
+    """Join the process group of ``ranks`` that torchrun or SLURM started, unless this process is in it already.
+
+    Raises RankError if another rank has ended.
+    """
     if not ranks.is_external or dist.is_initialized():
         yield
         return

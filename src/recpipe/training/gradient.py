@@ -38,9 +38,10 @@ IGNORED_WARNINGS = (
 
 
 def train_by_gradient(module: TrainingModule, device: str, folder: Path, fingerprint: str) -> None:
-    """Train or resume, and load the best state. An interruption raises KeyboardInterrupt and leaves the checkpoints.
+    """Train or resume, and load the best state.
 
-    All ranks call it; those after the first write no files, and have the last state afterwards.
+    All ranks call it; those after the first write no files, and have the last state afterwards. An interruption raises
+    KeyboardInterrupt and leaves the checkpoints. Raises ValueError for a rank that does not see the work folder.
     """
     settings, ranks = module.settings, module.ranks
     resume = _resumable(folder, fingerprint, settings) if ranks.is_main else None

@@ -210,7 +210,7 @@ class TrainingJob:
         return {kind: each["runs"] for kind, each in about.items() if each}
 
     def identity(self) -> dict[str, Any]:
-        """Settings and content hashes that determine the result, apart from versions and hardware."""
+        """Return the settings and content hashes that determine the result, apart from versions and hardware."""
         config = asdict(self.config)
         del config["search_space"]  # of tuning
         if config["accelerate"]:  # the default; older records lack it

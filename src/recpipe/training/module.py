@@ -67,13 +67,13 @@ class WithAllWeights(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, *weights: Tensor) -> Tensor:
-        """Return the loss."""
+        """Return the loss (scalar)."""
         ctx.n_weights = len(weights)
         return loss.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradient of the loss, and none for the weights."""
+        """Return the gradient (scalar) of the loss, and none for the weights."""
         return *gradients, *[None] * ctx.n_weights
 
 
@@ -81,6 +81,8 @@ class TrainingModule(pl.LightningModule):
     """Loss of a step, optimiser and schedule, validation by ``validate``, and the training curve.
 
     Attributes after training: ``curve`` (a row per epoch), ``out_of_time``, ``is_interrupted`` (by ``on_epoch``).
+    Training raises NonFiniteLossError for a loss that is NaN or infinite, and ValueError for a ``metric`` that
+    validation lacks.
     """
 
     def __init__(
@@ -138,6 +140,7 @@ class TrainingModule(pl.LightningModule):
         return self._seconds >= self._max_seconds
 
     def configure_optimizers(self) -> Any:
+        """Build the optimiser and the schedule of the settings, for Lightning."""
         optimiser = make_optimiser(self.parameters(), self.settings.optimiser)
         steps = self.steps * self.settings.max_epochs
         self._schedule = make_schedule(optimiser, self.settings.schedule, steps, self.steps)
@@ -157,11 +160,13 @@ class TrainingModule(pl.LightningModule):
         return batch
 
     def on_train_start(self) -> None:
+        """Restore the random state of the checkpoint that is resumed."""
         if self._random_state is not None:
             set_random_state(self._random_state)
             self._random_state = None
 
     def on_train_epoch_start(self) -> None:
+        """Reset what is recorded of an epoch, and derive the random state of further ranks."""
         if self.ranks.size > 1:
             derive_random_state(self.ranks)
         self._start_time, self._epoch = time.perf_counter(), self.current_epoch + 1
@@ -174,6 +179,7 @@ class TrainingModule(pl.LightningModule):
         self._non_finite_step = torch.full((), -1, device=self.device, dtype=torch.int64)
 
     def training_step(self, batch: MicroBatch, index: int) -> Tensor:
+        """Return the loss (scalar) of a micro-batch, as its share of the mean over all targets of the step."""
         losses = [self.model.loss(part, self.criterion) * (part.n_targets / batch.n_targets) for part in batch.parts]
         loss = torch.stack(losses).sum() if losses else torch.zeros((), device=self.device)
         value = loss.detach()
@@ -196,10 +202,12 @@ class TrainingModule(pl.LightningModule):
             self._norms.append(torch.nn.utils.get_total_norm(gradients).detach())
 
     def on_train_batch_end(self, outputs: Any, batch: MicroBatch, batch_idx: int) -> None:
+        """Update the moving average of the weights after a step."""
         if self.average is not None and (batch_idx + 1) % self._share.accumulate == 0:
             self.average.update(self.global_step)
 
     def validation_step(self, batch: int, index: int) -> None:
+        """Measure the model on the validation fold, and show the metrics to schedule, curve and callbacks."""
         self._check_loss()
         if self._validate is None:
             self._replay_metric()
@@ -223,6 +231,7 @@ class TrainingModule(pl.LightningModule):
         self.log(self.metric, metric, batch_size=1, logger=False)
 
     def on_train_epoch_end(self) -> None:
+        """Add the epoch to curve and loggers, and stop training if time is over or ``on_epoch`` interrupts it."""
         self._check_loss()
         row = self._curve_row()
         self._log_row(row)
@@ -273,10 +282,12 @@ class TrainingModule(pl.LightningModule):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add curve, seconds, hardware and random state to the checkpoint."""
         state = {"curve": self.curve, "train_seconds": self._seconds, "tokens_seen": self._tokens}
         checkpoint["recpipe"] = {**state, "ran": self._hardware, "random": random_state()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Read what ``on_save_checkpoint`` has added."""
         state = checkpoint["recpipe"]
         self.curve, self._seconds, self._tokens = state["curve"], state["train_seconds"], state["tokens_seen"]
         self._hardware, self._random_state = state.get("ran", []), state["random"]

@@ -67,24 +67,27 @@ Shape = Callable[[int, int, int], float]
 
 
 def constant(step: int, steps: int, epoch_steps: int) -> float:
-    """The full rate."""
+    """Return 1, the full rate."""
     return 1.0
 
 
 def stepwise(step: int, steps: int, epoch_steps: int, *, epochs: int = 10, factor: float = 0.5) -> float:
-    """The rate times ``factor`` after every ``epochs`` epochs."""
+    """Return the factor of the rate, multiplied by ``factor`` after every ``epochs`` epochs."""
     return factor ** (step // (epochs * epoch_steps))
 
 
 def cosine(step: int, steps: int, epoch_steps: int, *, final: float = 0.0) -> float:
-    """From the full rate to ``final`` times it: Loshchilov & Hutter, SGDR, ICLR 2017, eq. 5, one period."""
+    """Return the factor from 1 down to ``final``: Loshchilov & Hutter, SGDR, ICLR 2017, eq. 5, one period."""
     return _cosine_between(1.0, final, step / max(steps, 1))
 
 
 def one_cycle(
     step: int, steps: int, epoch_steps: int, *, rise: float = 0.3, start: float = 0.04, final: float = 4e-6
 ) -> float:
-    """Smith & Topin 2018, cosines as in torch: from ``start`` up to 1 for ``rise`` of the time, then to ``final``."""
+    """Return the factor from ``start`` up to 1 for ``rise`` of the time, then down to ``final``.
+
+    Smith & Topin 2018, with cosines as in torch.
+    """
     peak, last = rise * steps - 1, steps - 1
     if step <= peak:
         return _cosine_between(start, 1.0, step / peak if peak > 0 else 1.0)
@@ -114,6 +117,7 @@ class Plateau:
     cooling: int = field(default=0, init=False)
 
     def __call__(self, step: int, steps: int, epoch_steps: int) -> float:
+        """Return the factor of the rate, which depends on ``observe`` only."""
         return self.now
 
     def observe(self, metric: float) -> None:
@@ -164,6 +168,7 @@ class Schedule(torch.optim.lr_scheduler.LambdaLR):
         return state | {"shape": asdict(self.shape) if isinstance(self.shape, Plateau) else {}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load ``state_dict``."""
         if isinstance(self.shape, Plateau):
             vars(self.shape).update(state_dict["shape"])
         vars(self).update({key: value for key, value in state_dict.items() if key != "shape"})

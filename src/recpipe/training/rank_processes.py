@@ -211,24 +211,31 @@ class LocalEnvironment(ClusterEnvironment):
 
     @staticmethod
     def detect() -> bool:
+        """Return False: Lightning never chooses it by itself."""
         return False
 
     def world_size(self) -> int:
+        """Return the number of ranks."""
         return self._size
 
     def set_world_size(self, size: int) -> None:
+        """Check the number of ranks, which is fixed."""
         assert size == self._size
 
     def global_rank(self) -> int:
+        """Return the rank of this process."""
         return self._rank
 
     def set_global_rank(self, rank: int) -> None:
+        """Check the rank of this process, which is fixed."""
         assert rank == self._rank
 
     def local_rank(self) -> int:
+        """Return the rank of this process on this machine, the only one."""
         return self._rank
 
     def node_rank(self) -> int:
+        """Return 0, the rank of the only machine."""
         return 0
 
 

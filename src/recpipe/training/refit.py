@@ -96,7 +96,11 @@ class MeasuredRun:
     def whole_log(
         self, sequences: Sequences, vocabulary: Vocabulary, users: pa.Table, steps: tuple[str, ...]
     ) -> TrainingData:
-        """Return all events of the log as training data. Raises ValueError where it is not that of the run."""
+        """Return all events of the log as training data.
+
+        ``users`` is a table with the column user_id and columns of profiles. Raises ValueError where the log is not
+        that of the run.
+        """
         self.check_log(sequences, vocabulary, steps)
         return self.data(sequences.with_profiles(users), vocabulary)
 

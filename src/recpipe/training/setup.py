@@ -21,7 +21,8 @@ from recpipe.training.settings import TrainSettings
 class ShardedValidate(Protocol):
     """Validation that ranks can share."""
 
-    def __call__(self, model: Recommender) -> dict[str, float]: ...
+    def __call__(self, model: Recommender) -> dict[str, float]:
+        """Return the metrics of ``model`` on the validation fold."""
 
     def shard(self, ranks: Ranks) -> Validate:
         """Return the validation of this rank's users, which returns the metrics of all."""

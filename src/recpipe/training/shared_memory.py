@@ -36,7 +36,7 @@ class FilePlace(NamedTuple):
 
 @contextlib.contextmanager
 def shared_memory(payload: object) -> Iterator[tuple[bytes, int]]:
-    """Pickle ``payload``; yield the pickle with the places of its buffers, and a descriptor of memory that has them.
+    """Write ``payload`` as a pickle; yield it with the places of its buffers, and a descriptor of their memory.
 
     Raises ValueError where it cannot be pickled.
     """

@@ -65,7 +65,8 @@ OTHERS_FIRST = 3.0  # seconds in which torchrun ends a rank if rank 0 has failed
 def main(arguments: list[str] | None = None) -> int:
     """Train each model and log its validation metric; return 1 if time was up before all were finished.
 
-    Under torchrun or SLURM's srun all ranks run it, and rank 0 logs and writes.
+    Under torchrun or SLURM's srun all ranks run it, and rank 0 logs and writes. Raises ConfigError for a data set whose
+    profile is auto, and for wrong settings.
     """
     options = _parser().parse_args(arguments)
     ranks = external_ranks()

@@ -214,6 +214,7 @@ class ForgettingGuard:
         self.initial = self._values(model)
 
     def __call__(self, model: Recommender) -> dict[str, float]:
+        """Return the guarded metric and those of new and old events."""
         recent, earlier = self._values(model)
         limits = [value * (1 - self._tolerance) for value in self.initial]
         guarded = recent if recent >= limits[0] and earlier >= limits[1] else -math.inf

@@ -59,7 +59,7 @@ class UpdateData:
 def update_data(
     seen: SeenEvents, sequences: Sequences, settings: UpdateSettings, *, window: int, stride: int | None, seed: int
 ) -> UpdateData:
-    """Cut ``sequences`` into training windows and folds by the events that the model has ``seen``.
+    """Split ``sequences`` into training windows and folds by the events that the model has ``seen``.
 
     Raises ValueError where no event is new, and where no user has an old event to watch over.
     """
@@ -103,7 +103,7 @@ def update_data(
 
 
 def join(first: Sequences, second: Sequences) -> Sequences:
-    """Concatenate the rows of two parts of one log; a user may be in both."""
+    """Join the rows of two parts of one log; a user may be in both."""
 
     def both(name: str) -> np.ndarray | None:
         values = (getattr(first, name), getattr(second, name))

@@ -84,7 +84,10 @@ def with_overrides(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig
 
 
 def all_settings(config: RunConfig) -> dict[str, Any]:
-    """All settings of a model, by names as in `Study`; of ``train`` a closed-form model reads the weights of events."""
+    """Return all settings of a model, by names as in `Study`.
+
+    Of ``train`` a closed-form model reads the weights of events only.
+    """
     cls = model_class(config.type)
     settings = {each.name: each.default for each in fields(cls.Config)} | dict(config.settings)
     if not cls.closed_form:

@@ -45,10 +45,10 @@ class Loss(nn.Module, ABC):
     def forward(
         self, hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor | None = None, **context: Tensor
     ) -> Tensor:
-        """Return the loss of hidden (N, D), table (I + 1, D) with padding in row 0, and targets (N,) in 1..I, N > 0.
+        """Return the loss (scalar) of hidden (N, D), table (I + 1, D) with padding in row 0, and targets (N,) in 1..I.
 
-        weights (N,): factors of the targets' terms, of mean 1 over the training set.
-        context: the items ``context`` (C,), for losses with ``uses_context``.
+        ``weights`` (N,): factors of the targets' terms, of mean 1 over the training set. ``context`` (C,): the items of
+        events that are no targets, for losses with ``uses_context``. Raises ValueError without a target.
         """
         if len(targets) == 0:
             raise ValueError("a batch without a target has no loss")
@@ -56,7 +56,7 @@ class Loss(nn.Module, ABC):
 
     @abstractmethod
     def compute(self, hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
-        """Compute ``forward``, N > 0: a mean over targets, see ``weighted_mean``."""
+        """Compute ``forward`` for targets (N,), N > 0: a mean over targets, see ``weighted_mean``."""
 
     def callbacks(self, metric: str, patience: Patience | None) -> list[Callback]:
         """Return callbacks for the trainer. Raises ValueError if the loss needs ``patience`` and it is None."""
@@ -69,7 +69,11 @@ def loss_names() -> list[str]:
 
 
 def loss_class(name: str | None) -> type[Loss]:
-    """Return the class in ``losses/<name>.py``. Raises ConfigError with the nearest spelling for an unknown name."""
+    """Return the class in ``losses/<name>.py``.
+
+    Raises ConfigError with the nearest spelling for an unknown name, ValueError if the file defines no or several
+    losses.
+    """
     check_known(name, loss_names(), what="loss", hint=" (train.loss.name)")
     module = importlib.import_module(f"{__name__}.{name}")
     members = [cls for _, cls in inspect.getmembers(module, inspect.isclass) if cls.__module__ == module.__name__]
@@ -82,7 +86,7 @@ def loss_class(name: str | None) -> type[Loss]:
 def make_loss(
     settings: Mapping[str, Any], item_counts: Tensor | None = None, trained_items: Tensor | None = None
 ) -> Loss:
-    """Build the loss of a block ``{name: ..., <arguments>}``, with the statistics that its class ``needs``.
+    """Build the loss of a block ``{name: ..., <arguments>}``, with the statistics (I + 1,) that its class ``needs``.
 
     Raises ConfigError for an unknown name, an unknown or bad argument, and a statistic that is None and needed.
     """
@@ -106,5 +110,5 @@ def weighted_mean(losses_N: Tensor, weights_N: Tensor | None) -> Tensor:
 
 
 def at_least_float32(scores: Tensor) -> Tensor:
-    """Return ``scores`` in float32 or wider, whatever type autocast gave the products."""
+    """Return ``scores`` (...) in float32 or wider, whatever type autocast gave the products."""
     return scores.to(torch.promote_types(scores.dtype, torch.float32))

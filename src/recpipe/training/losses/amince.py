@@ -1,17 +1,19 @@
-"""AMINCE, the loss of TCA4Rec: Shi et al., Journal of Big Data 2025.
+"""AMINCE: contrastive loss over views of items, with more views of tail items, the loss of TCA4Rec.
 
-N targets, M views of candidates, D width, V views of a target's own item.
+Paper: Shi et al., Journal of Big Data 2025 (TCA4Rec).
 
 A view of a place of the batch is its item's vector under dropout; a place has ``views`` of them. Places are all events
 of the batch: the targets and, for next-item models, the first events of the histories. The positives of a target are
-all views of all places with its item, the candidates all views of all places:
-loss = log sum over candidates of exp(s / temperature) - log sum over positives of exp(s / temperature).
-Asymmetry: places of tail items that are targets in the batch have ``tail_views`` more. Second stage: the mean over the
-tail targets and as many others; the candidates stay the same.
+all views of all places with its item, the candidates all views of all places: loss = log sum over candidates of exp(s /
+temperature) - log sum over positives of exp(s / temperature). Asymmetry: places of tail items that are targets in the
+batch have ``tail_views`` more. Second stage: the mean over the tail targets and as many others; the candidates stay the
+same.
 
-Deviations: candidates are at most ``candidates`` places of the batch besides a target's own; the paper multiplies by
+Differences: candidates are at most ``candidates`` places of the batch besides a target's own; the paper multiplies by
 tau (.1 to .6), which is 1 / temperature; its views also differ in how attributes are fused; its memory bank and
 prediction of several steps belong to its model and are left out.
+
+Shapes: N targets, M views of candidates, D width, V views of a target's own item.
 """
 
 from __future__ import annotations
@@ -32,12 +34,14 @@ if TYPE_CHECKING:
 
 
 class AMINCE(Loss):
-    """``tail``: items with at most this number of training targets (int), or this share of the items, rarest (float).
+    """Contrastive loss over views of items.
 
+    ``tail``: items with at most this number of training targets (int), or this share of the items, rarest (float).
     ``views``: of each place of the batch, under ``dropout``; ``tail_views`` more for tail items that are targets.
     ``temperature`` divides the scores. ``candidates``: places besides a target's own, at most.
 
-    After ``second_stage_after`` validations without a new best (null: never) the second stage begins.
+    After ``second_stage_after`` validations without a new best (null: never) the second stage begins. Raises ValueError
+    for values out of range and without ``item_counts``.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"item_counts"})
@@ -70,10 +74,14 @@ class AMINCE(Loss):
         self.register_buffer("is_tail", tail_of(item_counts, tail), persistent=False)
 
     def begin_second_stage(self) -> None:
-        """Restrict the loss to tail targets and as many others from now on."""
+        """Limit the loss to tail targets and as many others from now on."""
         self.tail_only = True
 
     def callbacks(self, metric: str, patience: Patience | None) -> list[Callback]:
+        """Return the callback that begins the second stage.
+
+        Raises ValueError if there is one and ``patience`` is None.
+        """
         from recpipe.training.callbacks import SecondStage
 
         if self.second_stage_after is None:
@@ -87,6 +95,7 @@ class AMINCE(Loss):
     def compute(
         self, hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor | None, context: Tensor | None = None
     ) -> Tensor:
+        """Return the loss (scalar) of targets (N,); in the second stage of tail targets and as many others."""
         rows = torch.arange(len(targets), device=targets.device)
         if self.tail_only:
             tail = self.is_tail[targets]
@@ -129,7 +138,10 @@ class AMINCE(Loss):
 
 
 def tail_of(counts: Tensor, tail: int | float) -> Tensor:
-    """Mask (I + 1,) of items with at most ``tail`` counts (int), or that share of the items, rarest first (float)."""
+    """Mark the items (I + 1,) with at most ``tail`` counts (int), or that share of the items, rarest first (float).
+
+    ``counts`` (I + 1,) are the training targets of items. Raises ValueError for a share outside of 0 to 1.
+    """
     if isinstance(tail, int):
         mask = counts <= tail
     elif 0 <= tail <= 1:

@@ -9,8 +9,9 @@ from recpipe.training.losses.negatives import NegativeSamplingLoss
 
 
 class BPR(NegativeSamplingLoss):
-    """-log sigmoid(target - negative), mean over a target's negatives."""
+    """Bayesian personalised ranking: -log sigmoid(target - negative), mean over a target's negatives."""
 
     def combine(self, positive_N: Tensor, negative_NK: Tensor, mask_NK: Tensor, n_items: int) -> Tensor:
+        """Return the loss (N,) of each target from its score (N,) and those of its negatives (N, K)."""
         pairs_NK = F.softplus(negative_NK - positive_N[:, None]) * mask_NK
         return pairs_NK.sum(1) / mask_NK.sum(1).clamp(min=1)

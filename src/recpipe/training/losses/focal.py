@@ -11,9 +11,10 @@ from recpipe.training.losses.negatives import NegativeSamplingLoss
 
 
 class Focal(NegativeSamplingLoss):
-    """BCE with terms multiplied by (1 - p) ** ``gamma``, p the probability of the right answer.
+    """Focal loss: BCE with terms multiplied by (1 - p) ** ``gamma``, p the probability of the right answer.
 
     ``alpha`` weighs the positive, 1 - alpha the negatives; null weighs both by 1. Mean over a target's 1 + k terms.
+    Raises ValueError for values out of range.
     """
 
     def __init__(
@@ -26,6 +27,7 @@ class Focal(NegativeSamplingLoss):
         self.weights = (1.0, 1.0) if alpha is None else (alpha, 1 - alpha)
 
     def combine(self, positive_N: Tensor, negative_NK: Tensor, mask_NK: Tensor, n_items: int) -> Tensor:
+        """Return the loss (N,) of each target from its score (N,) and those of its negatives (N, K)."""
         positive_N = self.weights[0] * self._term(positive_N)
         negative_N = self.weights[1] * (self._term(-negative_NK) * mask_NK).sum(1)
         return (positive_N + negative_N) / (1 + mask_NK.sum(1))

@@ -21,7 +21,8 @@ class FullSoftmax(Loss):
     """Mean cross-entropy of the next item against all items, in chunks of at most ``chunk`` targets.
 
     ``items: trained`` leaves out items without training events, which a softmax only pushes down: for catalogues with
-    new items. Exact in float32. Under autocast matrix products are in its type and the softmax is in float32.
+    new items. Exact in float32. Under autocast matrix products are in its type and the softmax is in float32. Raises
+    ValueError for invalid arguments, and in ``compute`` for a table that is not of the items with ``items: trained``.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"trained_items"})
@@ -41,6 +42,7 @@ class FullSoftmax(Loss):
         self.register_buffer("candidates", candidates, persistent=False)
 
     def compute(self, hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+        """Return the mean cross-entropy (scalar) of targets (N,) among the items of ``table`` (I + 1, D)."""
         if self.candidate_mask is not None and self.candidates is not None:
             if len(table) != len(self.candidate_mask):
                 reason = f"loss.items: trained leaves out items, and this softmax is over {len(table) - 1} codes"

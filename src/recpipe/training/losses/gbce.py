@@ -8,11 +8,11 @@ from recpipe.training.losses.bce import BinaryCrossEntropy
 
 
 class GBCE(BinaryCrossEntropy):
-    """BCE with the positive's probability raised to beta, against overconfidence.
+    """Generalised BCE: the positive's probability is raised to beta, against overconfidence.
 
     alpha = k / (I - 1) is the sampled share of negatives, beta = alpha (t (1 - 1 / alpha) + 1 / alpha). ``t`` = 0 is
     BCE, 1 removes all overconfidence. log(sigmoid ** beta) is beta log-sigmoid, which does not overflow, so that the
-    paper's change of the positive's logit in float64 is not needed.
+    paper's change of the positive's logit in float64 is not needed. Raises ValueError for ``t`` outside of 0 to 1.
     """
 
     def __init__(self, negatives: Mapping[str, int], *, t: float = 0.75, **options: object) -> None:
@@ -22,5 +22,6 @@ class GBCE(BinaryCrossEntropy):
         self.t = t
 
     def positive_weight(self, k: int, n_items: int) -> float:
+        """Return beta for ``k`` negatives of ``n_items`` items."""
         alpha = min(k / max(n_items - 1, 1), 1.0)
         return alpha * (self.t * (1 - 1 / alpha) + 1 / alpha)

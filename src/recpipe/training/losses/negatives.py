@@ -20,13 +20,14 @@ SOURCES = ("uniform", "popularity", "in_batch")
 
 
 class NegativeSamplingLoss(Loss):
-    """Loss of one positive against sampled negatives; a subclass combines their scores in ``combine``.
+    """Base class of losses of one positive against sampled negatives; a subclass combines their scores in ``combine``.
 
     ``negatives`` maps sources (uniform, popularity, in_batch) to numbers of negatives; ``power`` is the exponent of
     counts for popularity (word2vec: .75). Scores are divided by ``temperature``, in training only. With ``shared`` all
-    targets of a batch have the same negatives (one matrix product); without it every target has its own, which takes
-    N × K × D of memory. A negative that equals its target is masked; other items of the user, which some papers mask,
-    are not, since a loss sees no users. A batch is a part of a step (`TrainingBatches`): users of similar length.
+    targets of a batch have the same negatives (one matrix product); without it every target has its own, which takes N
+    × K × D of memory. A negative that equals its target is masked; other items of the user, which some papers mask, are
+    not, since a loss sees no users. A batch is a part of a step (`TrainingBatches`): users of similar length. Raises
+    ValueError for invalid arguments.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"item_counts"})
@@ -48,6 +49,7 @@ class NegativeSamplingLoss(Loss):
         self.shared, self.temperature = shared, temperature
 
     def compute(self, hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+        """Return the loss (scalar): the mean of ``combine`` over targets (N,)."""
         items, expected = self.negatives(targets, len(table) - 1, shared=self.shared)
         hidden = hidden / self.temperature if self.temperature != 1 else hidden
         positive_N = at_least_float32((hidden * look_up(targets, table)).sum(-1))
@@ -68,7 +70,8 @@ class NegativeSampler(nn.Module):
 
     ``uniform``: items with equal probability, with replacement; all items once if the number is that of the catalogue
     or more. ``popularity``: with probability ~ ``item_counts ** power``, with replacement. ``in_batch``: targets at
-    random places of the batch; at most all of them where shared. ``with_expected`` asks for expected counts.
+    random places of the batch; at most all of them where shared. ``with_expected`` asks for expected counts. Raises
+    ValueError for unknown sources, numbers below 1 and missing ``item_counts``.
     """
 
     popularity: Tensor  # (I + 1,) probability of each item

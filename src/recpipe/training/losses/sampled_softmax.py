@@ -25,5 +25,6 @@ class SampledSoftmax(NegativeSamplingLoss):
         super().__init__(negatives, **options)  # type: ignore[arg-type]
 
     def combine(self, positive_N: Tensor, negative_NK: Tensor, mask_NK: Tensor, n_items: int) -> Tensor:
+        """Return the loss (N,) of each target from its score (N,) and those of its negatives (N, K)."""
         logits = torch.cat([positive_N[:, None], negative_NK.masked_fill(~mask_NK, -torch.inf)], 1)
         return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long), reduction="none")

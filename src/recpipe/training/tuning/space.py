@@ -22,7 +22,7 @@ Scalar = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class Range:
-    """Values of a setting: from ``low`` to ``high`` (``log``: on a logarithmic scale), or ``choices``.
+    """Range of values of a setting: from ``low`` to ``high`` (``log``: on a logarithmic scale), or ``choices``.
 
     Whole numbers where both ends are; ``step`` is between two values. Lists among the choices are possible, blocks are
     not. ``default`` is the value of a setting that the conf does not name, such as an argument of the optimiser.
@@ -52,7 +52,10 @@ class Range:
             raise ValueError(f"step is {self.step}; it must be above 0, and without log")
 
     def including(self, value: Any) -> Range:
-        """Return the range that contains ``value`` too, which is the first trial."""
+        """Return the range that contains ``value`` too, which is the first trial.
+
+        Raises ValueError for a value in no range.
+        """
         if self.choices is not None:
             is_there = any(_same(encode(choice), encode(value)) for choice in self.choices)
             return self if is_there else replace(self, choices=(*self.choices, value))
@@ -82,7 +85,7 @@ class Range:
         return next(choice for choice in self.choices if _same(encode(choice), value))
 
     def examples(self) -> tuple[Any, ...]:
-        """Values to check before any training: all choices, or both ends."""
+        """Return values to check before any training: all choices, or both ends."""
         return self.choices if self.choices is not None else (self.low, self.high)
 
 
@@ -97,7 +100,7 @@ class SearchSpace:
         return len(self.ranges)
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Distributions of Optuna by setting."""
+        """Return the distributions of Optuna by setting."""
         return {setting: values.distribution() for setting, values in self.ranges.items()}
 
     def suggest(self, trial: Trial) -> dict[str, Any]:
@@ -165,7 +168,10 @@ def _try(config: RunConfig, setting: str, value: Any, *, where: str) -> None:
 
 
 def flatten(block: Mapping[str, Any], path: str = "") -> dict[str, Mapping[str, Any] | None]:
-    """Return the ranges of a nested block by dotted setting; None for a setting that is removed."""
+    """Return the ranges of a nested block by dotted setting; None for a setting that is removed.
+
+    Raises ConfigError for a value that is no range.
+    """
     result: dict[str, Mapping[str, Any] | None] = {}
     for name, value in block.items():
         setting = f"{path}.{name}" if path else name

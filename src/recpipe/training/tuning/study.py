@@ -54,16 +54,19 @@ class SeededSampler(BaseSampler):
         return TPESampler(n_startup_trials=self._startup_trials, multivariate=True, seed=seed)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return the distributions of all settings."""
         return self._distributions
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
+        """Draw all settings of a trial together, by a sampler with the seed of the trial."""
         return self._sampler(trial).sample_relative(study, trial, search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
+        """Draw one setting of a trial, by a sampler with the seed of trial and setting."""
         return self._sampler(trial, param_name).sample_independent(study, trial, param_name, param_distribution)
 
 
@@ -159,7 +162,7 @@ def finished(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def release_dead(study: Study, *, stale_seconds: float) -> None:
-    """Fail the running trials of dead processes, and enqueue their parameters again."""
+    """Set the running trials of dead processes to failed, and enqueue their parameters again."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if is_dead(trial, stale_seconds=stale_seconds) and release(study, trial, "its process died"):
             log.info("trial %s goes on: its process died in epoch %s", trial.number, trial.last_step or 1)
@@ -171,7 +174,7 @@ def release_dead(study: Study, *, stale_seconds: float) -> None:
 
 
 def release(study: Study, trial: FrozenTrial, reason: str, *, counts: bool = True) -> bool:
-    """Fail a running trial that another one continues; return False if another process was faster.
+    """Set a running trial that another one continues to failed; return False if another process was faster.
 
     A trial of which ``MAX_DEATHS`` processes died in the same epoch is pruned instead. ``counts``: it is such a death.
     """

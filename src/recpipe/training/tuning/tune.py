@@ -249,7 +249,7 @@ class _Search:
 
 
 def shown(settings: Mapping[str, Any]) -> str:
-    """``dim 64, train.optimiser.learning_rate 0.00123``."""
+    """Format settings on one line, such as ``dim 64, train.optimiser.learning_rate 0.00123``."""
     return ", ".join(
         f"{name} {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in settings.items()
     )

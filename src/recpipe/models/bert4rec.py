@@ -92,11 +92,12 @@ class BERT4Rec(Scorer):
         ``feed_forward``: inner width in multiples of ``dim``. ``mask_share``: share of a row's events that are masked.
         ``last_share``: share of rows in which only the last event is masked. ``random_share``, ``kept_share``: share of
         masked events that are replaced by a random item, or left unchanged (BERT: 0.1 each). ``type_embedding``: add
-        BERT's token types, 0 for events and 1 for masked ones (authors: 0 for all). ``norm_first``: pre-normalisation;
-        false: BERT's blocks. ``scale``: multiply embeddings by √dim as in SASRec, if ``norm_first``. ``initial``: bert
+        BERT's token types, 0 for events and 1 for masked ones (authors: 0 for all). ``norm_first``: pre-normalisation,
+        or BERT's blocks. ``scale``: multiply embeddings by √dim as in SASRec, if ``norm_first``. ``initial``: bert
         (truncated normal, 0.02) or xavier. ``dropout_inside``: also in the feed-forward and, if ``norm_first``, on the
-        output of a block. RecTools' model: ``scale`` false, the other three as in the profile dense-small.
-        ``count_from``: the event at position 0, the first of a row (start) or its last (end).
+        output of a block. ``count_from``: the event at position 0, the first of a row (start) or its last (end).
+
+        RecTools' model is scale false, with norm_first, initial and dropout_inside as in the profile dense-small.
         """
 
         dim: int = 64

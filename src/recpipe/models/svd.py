@@ -33,7 +33,9 @@ class SVD(ClosedForm):
 
     @dataclass(frozen=True)
     class Config:
-        """Settings of the matrix; ``scaling``: entry of X for c events of an item that n of U users have.
+        """Settings of the matrix and of its factors.
+
+        ``scaling``: entry of X for c events of an item that n of U users have.
 
         - binary: 1
         - log: ln(1 + c)

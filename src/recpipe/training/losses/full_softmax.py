@@ -22,7 +22,7 @@ class FullSoftmax(Loss):
 
     ``items: trained`` leaves out items without training events, which a softmax only pushes down: for catalogues with
     new items. Exact in float32. Under autocast matrix products are in its type and the softmax is in float32. Raises
-    ValueError for invalid arguments, and in ``compute`` for a table that is not of the items with ``items: trained``.
+    ValueError for invalid arguments, and when it is computed of another table than that of the items.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"trained_items"})
@@ -42,7 +42,10 @@ class FullSoftmax(Loss):
         self.register_buffer("candidates", candidates, persistent=False)
 
     def compute(self, hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
-        """Return the mean cross-entropy (scalar) of targets (N,) among the items of ``table`` (I + 1, D)."""
+        """Return the mean cross-entropy (scalar) of targets (N,) among the items of ``table`` (I + 1, D).
+
+        Raises ValueError for a table of codes, which leaves no items out, with ``items: trained``.
+        """
         if self.candidate_mask is not None and self.candidates is not None:
             if len(table) != len(self.candidate_mask):
                 reason = f"loss.items: trained leaves out items, and this softmax is over {len(table) - 1} codes"

@@ -12,7 +12,7 @@ class GBCE(BinaryCrossEntropy):
 
     alpha = k / (I - 1) is the sampled share of negatives, beta = alpha (t (1 - 1 / alpha) + 1 / alpha). ``t`` = 0 is
     BCE, 1 removes all overconfidence. log(sigmoid ** beta) is beta log-sigmoid, which does not overflow, so that the
-    paper's change of the positive's logit in float64 is not needed. Raises ValueError for ``t`` outside of 0 to 1.
+    paper's change of the positive's logit in float64 is not needed. Raises ValueError for t outside of 0 to 1.
     """
 
     def __init__(self, negatives: Mapping[str, int], *, t: float = 0.75, **options: object) -> None:

@@ -7,7 +7,7 @@ import pytest
 from tests.reporting.runs_on_disk import write_runs
 
 from recpipe.config import ConfigError
-from recpipe.reporting.results.__main__ import write_results
+from recpipe.reporting.results.__main__ import dataset_titles, named_protocols, write_results
 from recpipe.reporting.results.dot_plot import LETTERS, Point, dot_plot
 from recpipe.reporting.results.pages import dataset_page, index_page
 from recpipe.reporting.results.readme_table import END, START, ReadmeError
@@ -191,6 +191,11 @@ def test_a_data_set_without_published_results_has_a_page_of_ours(folder, data):
     text = (folder / "shop.md").read_text()
     assert text.startswith("# A shop\n") and "**sasrec**" in text and "▲" not in text
     assert "[A shop](shop.md)" in (folder / "index.md").read_text()
+
+
+def test_titles_of_data_sets_are_those_of_the_conf(project):
+    titles = dataset_titles(project / "conf")
+    assert titles["online_retail"] == "UCI Online Retail" and set(titles) == set(named_protocols(project / "conf"))
 
 
 def test_the_command_replaces_the_table_of_the_readme(folder, data, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recpipe.config import ConfigError, Configuration, read_parameters
-from recpipe.config.files import Tree, block
+from recpipe.config.files import Tree, block, to_values
 from recpipe.data.atomic import atomic_file
 from recpipe.reporting.results.ours import STORE, ResultsStoreError, collect, merge, read_store, write_store
 from recpipe.reporting.results.pages import GENERATED, dataset_page, index_page
@@ -88,7 +88,8 @@ def named_protocols(conf: Path) -> dict[str, dict[str, dict[str, Any]]]:
 
 def dataset_titles(conf: Path) -> dict[str, str]:
     """Read the titles of the data sets of a conf folder; the name of one without a title."""
-    return {name: values.get("title", name) for name, values in block(read_parameters(conf, None), "datasets").items()}
+    datasets = to_values(block(read_parameters(conf, None), "datasets"))
+    return {name: str(values.get("title", name)) for name, values in datasets.items()}
 
 
 def _fields(files: Tree, dataset: str, name: str) -> dict[str, Any]:

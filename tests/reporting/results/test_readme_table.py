@@ -50,8 +50,11 @@ def test_of_several_settings_the_newest_counts(row, newest_first):
 
 
 def test_a_bias_on_seen_items_is_a_footnote(row):
-    text = readme_table([row("rpg", "amazon-beauty", 0.2, history_bias=-20.0)], {"amazon-beauty": "Beauty"})
-    assert text.endswith("\n\n`rpg` on Beauty: `train.history_bias=-20`.\n")
+    rows = [row(model, "amazon-beauty", 0.2, history_bias=-20.0) for model in ("sasrec", "rpg")]
+    text = readme_table(rows, {"amazon-beauty": "Beauty"})
+    note = text.split("\n\n")[1]
+    assert note.startswith("Beauty: `rpg` and `sasrec` have `train.history_bias=-20`,")
+    assert "history_bias" not in readme_table([row("rpg", "amazon-beauty", 0.2)], {})
 
 
 def test_only_the_text_between_the_markers_changes(row):

@@ -58,12 +58,16 @@ def readme_table(rows: Iterable[OurRow], titles: Mapping[str, str]) -> str:
         cells = [_cell(newest.get((model, column)), best[column]) for column in COLUMNS]
         lines.append([f"`{model}`", what, *cells])
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    biases: dict[tuple[Column, float], list[str]] = {}
+    for (model, column), row in sorted(newest.items()):
+        if model in MODELS and column in COLUMNS and row.history_bias:
+            biases.setdefault((column, row.history_bias), []).append(f"`{model}`")
     notes = [
-        f"`{model}` on {titles.get(column.dataset, column.dataset)}: `train.history_bias={row.history_bias:g}`."
-        for (model, column), row in newest.items()
-        if model in MODELS and column in COLUMNS and row.history_bias
+        f"{titles.get(column.dataset, column.dataset)}: {' and '.join(models)} have `train.history_bias={bias:g}`, "
+        "a number added to the scores of items in the history."
+        for (column, bias), models in biases.items()
     ]
-    return f"{table}\n" + (f"\n{' '.join(sorted(notes))}\n" if notes else "")
+    return f"{table}\n" + (f"\n{' '.join(notes)}\n" if notes else "")
 
 
 def _value(row: OurRow | None) -> float:

@@ -36,7 +36,7 @@ ROWS_AT_ONCE = 1 << 13  # rows that are read, or scaled, together
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
-    """A vector per item, in the order of the items table; items without content are masked by ``present``.
+    """Item embeddings in the order of the items table; ``present`` masks items without content.
 
     Raises ValueError for repeated ids, vectors that are not finite, and shapes that do not agree.
     """

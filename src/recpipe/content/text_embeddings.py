@@ -171,7 +171,7 @@ def load_encoder(folder: Path, config: TextEncoderConfig) -> TextEncoder:
 
 
 class TextEncoder:
-    """Encoder whose vector of a text does not depend on the other texts of a batch."""
+    """Text encoder whose vector of a text does not depend on the other texts of a batch."""
 
     def __init__(self, tokenizer: Any, model: nn.Module, dense: nn.Module, config: TextEncoderConfig) -> None:
         self._tokenizer, self._config, self._device = tokenizer, config, torch.device(config.device)

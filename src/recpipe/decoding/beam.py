@@ -27,7 +27,7 @@ MAX_COUNTS = 1 << 24  # entries that are counted at once
 
 
 class LevelDecoder(Protocol):
-    """A model that a beam search can decode, level by level."""
+    """Interface of models that a beam search decodes, level by level."""
 
     def step(self, level: int, codes_BK: Tensor | None, parents_BK: Tensor | None) -> Tensor:
         """Return log-probabilities (B, K, V_level) of all codes of ``level``, 0-based, not masked.
@@ -39,9 +39,9 @@ class LevelDecoder(Protocol):
 
 
 class Beams(NamedTuple):
-    """Results, best first. ``items`` are rows of the catalogue; missing ones are -1, with score -inf and codes -1."""
+    """Results of a search, best first; missing ones have the item -1, the score -inf and codes of -1."""
 
-    items: Tensor  # (B, K) int64
+    items: Tensor  # (B, K) int64 rows of the catalogue
     scores: Tensor  # (B, K) log-probabilities
     codes: Tensor  # (B, K, L) int64
 

@@ -106,7 +106,7 @@ class Nodes(NamedTuple):
 
 
 class BranchAndBound(NamedTuple):
-    """Visit of the tree level by level, without nodes that cannot reach ``bound`` (B,)."""
+    """Branch and bound over the tree, level by level, without nodes that cannot reach ``bound`` (B,)."""
 
     log_probs: Sequence[Tensor]
     constraints: Constraints

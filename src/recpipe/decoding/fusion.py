@@ -14,7 +14,7 @@ BONUS = 1.0  # of items that all lists have: MQL4GRec, section 3.4
 
 
 class Candidates(NamedTuple):
-    """The candidates as one list has them, each (B, J)."""
+    """Presence, log-probability and rank of all candidates in one list, each (B, J)."""
 
     present: Tensor  # bool
     log_probs: Tensor  # -inf where the list lacks the item

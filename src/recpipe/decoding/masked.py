@@ -27,7 +27,7 @@ MASKED = -1
 
 
 class MaskedDecoder(Protocol):
-    """A model of masked codes given those that are revealed."""
+    """Interface of models that predict masked codes from the revealed ones."""
 
     def log_probs(self, codes_BKL: Tensor) -> Tensor:
         """Return log-probabilities (B, K, L, V) of the codes of every level, normalised per level.

@@ -121,7 +121,7 @@ def tokens_of_kind(books: Sequence[ItemCodes], m: int) -> Tensor:
 
 
 class EmbeddedHistory(NamedTuple):
-    """A history as the encoder reads it."""
+    """Embedded histories: token embeddings, padding mask, and the event of each token."""
 
     x: Tensor  # (B, S, D)
     mask: Tensor  # (B, S) bool, False in the padding
@@ -129,7 +129,7 @@ class EmbeddedHistory(NamedTuple):
 
 
 class CodeInput(nn.Module):
-    """Embeds histories (B, T) of items: a first token, then L tokens per event, or their sum.
+    """Input layer for histories (B, T) of items: a first token, then L tokens per event, or their sum.
 
     ``tokens`` of codes and ``levels``, both counted over all kinds of ids. They are followed by the first token of
     histories, ``users`` more for groups of users (by hash, as in TIGER), and ``extra`` for the model.

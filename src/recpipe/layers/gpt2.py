@@ -12,7 +12,7 @@ from recpipe.layers.attention import Mask, attend, init_normal
 
 
 class GPT2Block(nn.Module):
-    """Causal attention and a feed-forward of ``inner`` width with exact GELU, each on a residual branch.
+    """Transformer block: causal attention and a feed-forward of ``inner`` width with exact GELU, each residual.
 
     ``dropout`` is of both branches, ``attention_dropout`` of attention weights.
     """

@@ -25,7 +25,7 @@ def look_up(rows: Tensor, table: Tensor) -> Tensor:
 
 
 class StepTable:
-    """Table of a training step: computed once for all its batches, until a backward pass or a weight update."""
+    """Cache of a table for one training step, cleared by a backward pass or a weight update."""
 
     def __init__(self) -> None:
         self._versions: tuple[int, ...] = ()

@@ -32,7 +32,7 @@ class TokenCache(Protocol):
 
 
 class AutoEncoder(nn.Module):
-    """Vectors (N, V) to tokens (N, tokens, D) and back, by ReLU layers of ``widths`` and their mirror image."""
+    """Auto-encoder of vectors (N, V) as tokens (N, tokens, D), by ReLU layers of ``widths`` and their mirror image."""
 
     def __init__(self, width: int, dim: int, *, tokens: int, widths: Sequence[int]) -> None:
         super().__init__()

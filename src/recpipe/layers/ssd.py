@@ -1,4 +1,4 @@
-"""Mamba-2 in plain torch: Dao & Gu, Transformers are SSMs, ICML 2024 (state-space duality, SSD).
+"""Mamba-2 layer in plain torch (state-space duality, SSD): Dao & Gu, Transformers are SSMs, ICML 2024.
 
 The recurrence of a head, with input x (P), state S (P, N), and B, C (N) shared by all heads:
 ``S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T``, ``y_t = S_t C_t + D x_t``. Within a chunk it is a masked product as in
@@ -29,7 +29,7 @@ MIN_DT, MAX_DT, MAX_A = 1e-3, 0.1, 16.0  # initial ranges of the authors' code
 
 
 class Mamba2(nn.Module):
-    """Causal mixer (B, T, D) -> (B, T, D).
+    """Mamba-2: causal state-space mixer (B, T, D) -> (B, T, D).
 
     ``chunk``: events per chunk, 0 chooses by device. ``kernel``: torch, mamba_ssm (CUDA only), or auto, which is
     mamba_ssm if available. Raises ValueError for invalid sizes and for a kernel that cannot run.

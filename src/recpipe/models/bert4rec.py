@@ -97,7 +97,7 @@ class BERT4Rec(Scorer):
         (truncated normal, 0.02) or xavier. ``dropout_inside``: also in the feed-forward and, if ``norm_first``, on the
         output of a block. ``count_from``: the event at position 0, the first of a row (start) or its last (end).
 
-        RecTools' model is scale false, with norm_first, initial and dropout_inside as in the profile dense-small.
+        RecTools' model, except its head, has the settings of the profile dense-small.
         """
 
         dim: int = 64

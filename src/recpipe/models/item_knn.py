@@ -33,7 +33,7 @@ PRODUCTS = 1 << 23  # pairs of items in a block of sparse similarities, about 50
 
 
 class ItemKNN(ClosedForm):
-    """Scores items by their similarity to the items of the history."""
+    """Item-to-item kNN: scores are sums of similarities to the items of the history."""
 
     @dataclass(frozen=True)
     class Config(NeighbourConfig):

@@ -23,7 +23,7 @@ DAY = 86_400
 
 
 class Popular(ClosedForm):
-    """Scores items by their number of training events, or the sum of the weights of these."""
+    """Popularity: scores are numbers of training events, or sums of their weights."""
 
     @dataclass(frozen=True)
     class Config:

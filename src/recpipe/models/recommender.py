@@ -39,7 +39,7 @@ SCORES_AT_ONCE = 1 << 25  # elements of a score matrix: 128 MiB
 
 
 class Recommender(nn.Module, ABC):
-    """A model that ranks the catalogue for histories.
+    """Base class of models, which rank the catalogue for histories.
 
     ``config`` is a frozen dataclass ``Config`` whose fields are the keys of the model's conf block. ``cold_users``,
     if set, recommends to users without history. Class attributes declare abilities and inputs:

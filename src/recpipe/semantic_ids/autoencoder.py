@@ -26,7 +26,7 @@ MIN_COUNT = 1e-6  # of a moving average: a code that was not chosen for hundreds
 
 @dataclass(frozen=True)
 class Losses:
-    """Losses of one batch, with what the codebook update needs."""
+    """Losses of one batch, and the latents and codes for the codebook update."""
 
     reconstruction: Tensor
     commitment: Tensor

@@ -25,7 +25,7 @@ CHECKS = {
 
 @dataclass(frozen=True)
 class Gate:
-    """Thresholds as shares; None switches a check off. They stop collapses, not mediocre ids.
+    """Thresholds of the quality gate, as shares; None switches a check off. They stop collapses, not mediocre ids.
 
     ``usage`` and ``perplexity`` are relative to the codes that a level can use, at most the number of items; collisions
     are those before resolution; ``neighbours`` and ``purity`` are (value - chance) / (1 - chance) of the first code.

@@ -34,7 +34,7 @@ SHOWN = 3  # examples in a message
 
 @dataclass(frozen=True, eq=False)
 class IdTable:
-    """Ids of a file: keys, which are item ids or dense numbers, and codes."""
+    """Semantic ids read from a file: keys, which are item ids or dense numbers, and codes."""
 
     keys: NDArray[np.object_]  # (N,) of str, unique
     codes: NDArray[np.int32]  # (N, L)

@@ -1,4 +1,4 @@
-"""New items for a trained model without training: semantic ids, vectors or columns are all that it needs of them."""
+"""Addition of new items to a trained model, without training, from their semantic ids, vectors or columns."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ SHORTEST_ROW = 64  # events; attention costs the square of a row, short rows lea
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What a process computes before its gradient is added to that of the step: by default the whole step.
+    """Part of a training step whose gradient is added to that of the step; by default the whole step.
 
     parts: batches on the device; none where the step has fewer parts than there are processes.
     n_targets: number of targets of the whole step, on all ranks.

@@ -1,4 +1,4 @@
-"""Parts around the training loop: moving average of the weights, patience, second stage, progress, loggers, lock."""
+"""Callbacks of the training loop: weight averaging, patience, second stage, progress bar; loggers and folder lock."""
 
 from __future__ import annotations
 

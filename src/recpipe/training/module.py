@@ -59,7 +59,7 @@ class NonFiniteLossError(RuntimeError):
 
 
 class WithAllWeights(torch.autograd.Function):
-    """A loss whose graph has all weights in it, with no gradient for those that it does not depend on.
+    """Autograd function that adds all weights to the graph of a loss, without gradient for unused ones.
 
     Ranks exchange the gradients of all weights in every step; one that computes nothing, or leaves out weights, would
     let the others wait.

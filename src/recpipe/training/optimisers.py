@@ -100,7 +100,7 @@ def _cosine_between(start: float, end: float, progress: float) -> float:
 
 @dataclass
 class Plateau:
-    """The rate times ``factor`` after more than ``patience`` validations without a new best, as ReduceLROnPlateau.
+    """Plateau schedule: the rate times ``factor`` after more than ``patience`` validations without a new best.
 
     A new best exceeds the old one by more than ``threshold`` of it. After a reduction, ``cooldown`` validations do not
     count. The factor is never below ``least``.
@@ -143,7 +143,7 @@ INDEPENDENT_OF_LENGTH = ("constant", "step", "plateau")  # schedules that ignore
 
 
 class Schedule(torch.optim.lr_scheduler.LambdaLR):
-    """A shape after ``warmup`` steps that rise linearly to its first factor; stepped after every optimiser step."""
+    """Learning-rate schedule: a linear rise over ``warmup`` steps, then a shape; stepped after every optimiser step."""
 
     def __init__(self, optimiser: Optimizer, shape: Shape, *, warmup: int, steps: int, epoch_steps: int) -> None:
         self.shape, self.warmup, self.steps, self.epoch_steps = shape, warmup, steps, epoch_steps

@@ -1,4 +1,4 @@
-"""Setup of a training by gradient: what every rank gets, and the Lightning module that it builds from it."""
+"""Setup of a training by gradient: the inputs of every rank, and the Lightning module built from them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ShardedValidate(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSetup:
-    """All that a rank needs to train. It is sent to the processes of ranks 1, 2, ….
+    """Inputs of a training on one rank; sent to the processes of ranks 1, 2, ….
 
     With ``train_on_validation`` an epoch has the steps of ``steps_from``. The loss takes its counts of targets and
     items from ``statistics``, by default ``data``.

@@ -26,7 +26,7 @@ MAPS = Path("/proc/self/maps")  # of Linux; elsewhere arrays of files are copied
 
 
 class FilePlace(NamedTuple):
-    """Bytes of a file."""
+    """Location of bytes in a file."""
 
     path: str
     inode: int

@@ -198,7 +198,7 @@ class Update:
 
 
 class ForgettingGuard:
-    """Validation of an update: metrics on new and on old events, and the one by which the best state is chosen.
+    """Validation of an update: metrics on new and old events, and the guarded one that selects the best state.
 
     That metric, ``valid_<name>``, is the one of new events, and minus infinity, which ends training, where either has
     fallen below its start by more than the share ``tolerance``.

@@ -1,4 +1,4 @@
-"""Losses, found by file name: ``losses/<name>.py`` defines the one ``Loss`` of ``train.loss.name``.
+"""Registry and base class of losses: ``losses/<name>.py`` defines the one ``Loss`` of ``train.loss.name``.
 
 Every loss works with every model that learns by gradient, unless the model's ``losses`` says otherwise.
 """

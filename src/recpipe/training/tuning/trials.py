@@ -40,7 +40,7 @@ class TrialEndedError(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended: its values by objective, and what the study keeps of it.
+    """Outcome of a trial: its values by objective, and what the study stores of it.
 
     ``state``: complete, pruned or released, to be continued by the next command.
     """

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 class CodeHeads(nn.Module):
     """Heads of all levels, each a residual block h + SiLU(W_l h + b_l); logits are cosines / temperature.
 
-    At first they are the identity. ``fast_loss``, if set, computes ``loss`` for float32 on a CPU; see ``recpipe.accelerate.code_heads``.
+    At first they are the identity. ``fast_loss``, if set, computes ``loss`` for float32 on a CPU; see
+    ``recpipe.accelerate.code_heads``.
     """
 
     fast_loss: Callable[..., Tensor] | None = None

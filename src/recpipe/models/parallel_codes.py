@@ -170,7 +170,7 @@ class ParallelCodes(Scorer, TreeSearcher):
         return bool(self.config.search != "exact")
 
     def beams(self, k: int) -> int:
-        """Return the number of prefixes per user that branch and bound keeps for ``k`` items."""
+        """Return the width of the beam search that gives branch and bound its bound for ``k`` items."""
         return BEAM_FACTOR * k
 
     def search_batch(self, batch: Batch, k: int, request: SearchRequest) -> tuple[Tensor, Tensor]:

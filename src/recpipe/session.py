@@ -95,7 +95,7 @@ def check_single_process(environment: Mapping[str, str]) -> None:
                 f"{launcher} started {count} processes, and each would run the whole pipeline. One machine needs no "
                 f"{launcher}: `kedro run --params train.devices=...`. Several run {launcher} ... "
                 f"{'-m' if launcher == 'torchrun' else 'python -m'} recpipe.training.standalone --dataset ... "
-                "--models ... on data that Kedro prepared (docs/tutorials/several-gpus.md)"
+                "--models ... on data that Kedro prepared (docs/tutorials/gpus-and-clusters.md)"
             )
 
 

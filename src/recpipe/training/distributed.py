@@ -126,7 +126,7 @@ def count_devices(settings: TrainSettings, device: str) -> int:
         command = COMMAND.format(nodes=settings.num_nodes, devices=devices)
         raise ValueError(
             f"train.num_nodes is {settings.num_nodes} and this process was not started by torchrun or srun; run on "
-            f"every machine `{command}` with the options of torchrun's rendezvous (docs/tutorials/several-gpus.md)"
+            f"every machine `{command}` with the options of torchrun's rendezvous (docs/tutorials/gpus-and-clusters.md)"
         )
     if external.size > 1 and external.size != devices * settings.num_nodes:
         nodes = max(settings.num_nodes, 1)

@@ -10,7 +10,7 @@ reads). Copy the folder --into back:
 
 Several GPUs of a machine need `--params train.devices=4` only. Several machines see the same folders, and each runs
 `torchrun --nnodes=2 --nproc-per-node=4 ... -m recpipe.training.standalone` with the arguments from above and `--params
-train.devices=4,train.num_nodes=2` (docs/tutorials/several-gpus.md).
+train.devices=4,train.num_nodes=2` (docs/tutorials/gpus-and-clusters.md).
 
 After an interruption, by --minutes or otherwise, the same command continues. `--params` changes settings as in
 `kedro run`: `--params models.tiger.dropout=.3,models.tiger.train.max_epochs=60`. Only the validation fold is used for

@@ -1,28 +1,29 @@
-"""Registry of model types: the file name under models/ is the ``type`` of a conf block."""
+"""Registry of model types: the file name under models/ is the ``type`` of a conf block.
+
+Installed packages may declare more, as entry points of the group ``recpipe.models``.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
-import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
-import recpipe.models
 from recpipe.accelerate import install
 from recpipe.config import ConfigError, ModelInfo, build_config, check_known, split_names
+from recpipe.config.entry_points import import_by_name, module_names
 from recpipe.layers.side import Side, SideConfig
 from recpipe.models.recommender import Recommender
 from recpipe.semantic_ids.ids import CatalogueIds
 
+MODELS = "recpipe.models"
 NOT_MODELS = {"recommender", "next_item", "generator", "parallel_codes", "registry"}
 
 
 def types() -> list[str]:
     """Return the names of all model types."""
-    names = (module.name for module in pkgutil.iter_modules(recpipe.models.__path__))
-    return sorted(name for name in names if name not in NOT_MODELS)
+    return sorted(module_names(MODELS) - NOT_MODELS)
 
 
 def model_class(type_: str) -> type[Recommender]:
@@ -32,7 +33,7 @@ def model_class(type_: str) -> type[Recommender]:
     models.
     """
     check_known(type_, types(), what="model type")
-    module = importlib.import_module(f"recpipe.models.{type_}")
+    module = import_by_name(MODELS, type_)
     classes = [
         value
         for _, value in inspect.getmembers(module, inspect.isclass)

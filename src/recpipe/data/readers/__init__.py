@@ -6,8 +6,6 @@ A reader module defines a dataclass ``Options`` and ``read(options, files, con) 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import pkgutil
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import ibis
 
 from recpipe.config import check_known
+from recpipe.config.entry_points import import_by_name, module_names
 from recpipe.data.files.tables import RawTables
 
 
@@ -43,14 +42,13 @@ def read(conf: Mapping[str, Any], manifest: Mapping[str, Any], con: ibis.BaseBac
 
 def reader_names() -> list[str]:
     """List the reader modules, the allowed values of ``source``."""
-    names = (module.name for module in pkgutil.iter_modules(__path__))
-    return [name for name in names if hasattr(importlib.import_module(f"{__name__}.{name}"), "Options")]
+    return sorted(module_names(__name__))
 
 
 def _reader(conf: Mapping[str, Any]) -> ModuleType:
     source = str(conf.get("source"))
     check_known(source, reader_names(), what="source of a data set")
-    return importlib.import_module(f"{__name__}.{source}")
+    return import_by_name(__name__, source)
 
 
 def _options(reader: ModuleType, conf: Mapping[str, Any]) -> Any:

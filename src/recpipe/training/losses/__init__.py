@@ -5,9 +5,7 @@ Every loss works with every model that learns by gradient, unless the model's ``
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from recpipe.config import ConfigError, check_arguments, check_known
+from recpipe.config.entry_points import import_by_name, module_names
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
@@ -65,7 +64,7 @@ class Loss(nn.Module, ABC):
 
 def loss_names() -> list[str]:
     """Return the names of all losses."""
-    return sorted({module.name for module in pkgutil.iter_modules(__path__)} - NOT_LOSSES)
+    return sorted(module_names(__name__) - NOT_LOSSES)
 
 
 def loss_class(name: str | None) -> type[Loss]:
@@ -75,7 +74,7 @@ def loss_class(name: str | None) -> type[Loss]:
     losses.
     """
     check_known(name, loss_names(), what="loss", hint=" (train.loss.name)")
-    module = importlib.import_module(f"{__name__}.{name}")
+    module = import_by_name(__name__, str(name))
     members = [cls for _, cls in inspect.getmembers(module, inspect.isclass) if cls.__module__ == module.__name__]
     classes = [cls for cls in members if issubclass(cls, Loss)]
     if len(classes) != 1:

@@ -86,7 +86,7 @@ def exact_top(
 
 
 class IndependentLevels:
-    """Decoder for a beam search over levels that do not depend on each other."""
+    """Decoder for a beam search over independent levels, with L log-probabilities (B, V_l)."""
 
     def __init__(self, log_probs: Sequence[Tensor]) -> None:
         self.log_probs = log_probs

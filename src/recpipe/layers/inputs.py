@@ -223,7 +223,7 @@ class ColumnEmbedding(nn.Module):
 
 
 class CategoryEmbedding(ColumnEmbedding):
-    """Embeddings of codes 1..n, averaged over the values of a row."""
+    """Embeddings (..., D) of codes 1..n (..., M), averaged over the M values of a row."""
 
     def __init__(self, n: int, dim: int, values: Tensor | None = None) -> None:
         super().__init__(n + 1, dim, values)
@@ -243,7 +243,7 @@ class CategoryEmbedding(ColumnEmbedding):
 
 
 class NumberEmbedding(ColumnEmbedding):
-    """Embedding of a standardised number as a learned direction and offset; M = 2, the second value is 1."""
+    """Embedding (..., D) of a standardised number (..., 2) as a learned direction and offset; the second value is 1."""
 
     def __init__(self, dim: int, values: Tensor | None = None) -> None:
         super().__init__(2, dim, values)

@@ -25,7 +25,7 @@ class TokenCache(Protocol):
     """Cache of a tensor derived from weights and constants, such as ``WeightCache`` of ``recpipe.accelerate``."""
 
     def get(self, compute: Callable[[], Tensor], weights: Iterable[Tensor], constants: Iterable[Tensor]) -> Tensor:
-        """Return the value of ``compute`` for these tensors, computed again only if one of them has changed."""
+        """Return the value (...) of ``compute`` for these tensors (...), computed again only if one has changed."""
 
     def clear(self) -> None:
         """Drop the value."""

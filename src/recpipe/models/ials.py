@@ -142,7 +142,7 @@ class IALS(ClosedForm):
 
 
 class Rows:
-    """Weighted pairs by row (user or item), in padded batches of rows with similar numbers of pairs."""
+    """Weighted pairs (n,) by row (user or item), in padded batches of rows with similar numbers of pairs."""
 
     def __init__(self, row: Tensor, column: Tensor, weight: Tensor, n_rows: int) -> None:
         order = torch.argsort(row, stable=True)

@@ -218,8 +218,8 @@ def _mlp(widths: tuple[int, ...]) -> nn.Sequential:
 class LearnedCodebooks:
     """Residual codebooks as moving averages of the latents that choose them, initialised by k-means.
 
-    ``masks_LZ`` (0 or 1) selects the latent dimensions of a level: all in an RQ-VAE, a slice in a PQ-VAE. Codes are
-    zero outside of the mask, so that sums and residuals are the same arithmetic for both.
+    ``books`` are L tensors (V, Z). ``masks_LZ`` (0 or 1) selects the latent dimensions of a level: all in an RQ-VAE, a
+    slice in a PQ-VAE. Codes are zero outside of the mask, so that sums and residuals are the same arithmetic for both.
     """
 
     def __init__(self, books: list[Tensor], masks_LZ: Tensor) -> None:

@@ -69,7 +69,10 @@ class KMeansQuantizer(Quantizer):
         return {"mean": self.mean, "scale": self.scale, **books}
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Restore ``tensors()``, after sizes and width. Raises KeyError or RuntimeError for tensors that do not fit."""
+        """Restore mean and scale (D,) and the codebooks (V, D), after sizes and width.
+
+        Raises KeyError or RuntimeError for tensors that do not fit.
+        """
         self.mean, self.scale = tensors["mean"], tensors["scale"]
         self.books = [tensors[f"codebooks.{level}"] for level in range(len(self.sizes))]
         shapes = [tuple(book.shape) for book in self.books]
@@ -206,7 +209,10 @@ class OPQ(PQ):
         return {**super().tensors(), "rotation": self.rotation}
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Restore ``tensors()``, after sizes and width. Raises KeyError or RuntimeError for tensors that do not fit."""
+        """Restore mean and scale (D,), the codebooks and the rotation (D', D'), after sizes and width.
+
+        Raises KeyError or RuntimeError for tensors that do not fit.
+        """
         super().load_tensors(tensors)
         self.rotation = tensors["rotation"]
         if self.rotation.shape != (self._padded_width, self._padded_width):

@@ -136,7 +136,7 @@ class Quantizer(ABC):
 
     @abstractmethod
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Restore ``tensors()``, after sizes and width.
+        """Restore the tensors (...) of ``tensors``, after sizes and width.
 
         Raises KeyError or RuntimeError for tensors that do not fit.
         """

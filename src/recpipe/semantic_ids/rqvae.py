@@ -209,7 +209,10 @@ class AutoencoderQuantizer(Quantizer):
         return {"mean": self.mean, "scale": self.scale, **books, **self.model.network.state_dict()}
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Restore ``tensors()``, after sizes and width. Raises KeyError or RuntimeError for tensors that do not fit."""
+        """Restore mean and scale (D,), the codebooks (V, Z) and the weights of the network, after sizes and width.
+
+        Raises KeyError or RuntimeError for tensors that do not fit.
+        """
         weights = dict(tensors)
         self.mean, self.scale = weights.pop("mean"), weights.pop("scale")
         books = [weights.pop(f"book_{level}") for level in range(1, len(self.sizes) + 1)]

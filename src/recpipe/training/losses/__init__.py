@@ -101,9 +101,10 @@ def make_loss(
 
 
 def weighted_mean(losses_N: Tensor, weights_N: Tensor | None) -> Tensor:
-    """Return (1 / N) Σ w_n loss_n, with w = 1 for None: a weight of 2 is a target that occurs twice.
+    """Return the mean (scalar) of losses (N,) with weights (N,), (1 / N) Σ w_n loss_n; None is w = 1.
 
-    Since weights have mean 1 over the training set, the learning rate means the same with and without them.
+    A weight of 2 is a target that occurs twice. Since weights have mean 1 over the training set, the learning rate
+    means the same with and without them.
     """
     return losses_N.mean() if weights_N is None else (weights_N * losses_N).mean()
 

@@ -41,7 +41,7 @@ class AMINCE(Loss):
     ``temperature`` divides the scores. ``candidates``: places besides a target's own, at most.
 
     After ``second_stage_after`` validations without a new best (null: never) the second stage begins. Raises ValueError
-    for values out of range and without ``item_counts``.
+    for values out of range and without ``item_counts`` (I + 1,).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"item_counts"})

@@ -20,9 +20,10 @@ MAX_LOGITS = 1 << 26  # elements of a chunk, 256 MiB in float32: the whole ``chu
 class FullSoftmax(Loss):
     """Mean cross-entropy of the next item against all items, in chunks of at most ``chunk`` targets.
 
-    ``items: trained`` leaves out items without training events, which a softmax only pushes down: for catalogues with
-    new items. Exact in float32. Under autocast matrix products are in its type and the softmax is in float32. Raises
-    ValueError for invalid arguments, and when it is computed of another table than that of the items.
+    ``items: trained`` leaves out items without training events (False in ``trained_items`` (I + 1,) bool), which a
+    softmax only pushes down: for catalogues with new items. Exact in float32. Under autocast matrix products are in its
+    type and the softmax is in float32. Raises ValueError for invalid arguments, and when it is computed of another
+    table than that of the items.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"trained_items"})

@@ -71,7 +71,7 @@ class NegativeSampler(nn.Module):
     ``uniform``: items with equal probability, with replacement; all items once if the number is that of the catalogue
     or more. ``popularity``: with probability ~ ``item_counts ** power``, with replacement. ``in_batch``: targets at
     random places of the batch; at most all of them where shared. ``with_expected`` asks for expected counts. Raises
-    ValueError for unknown sources, numbers below 1 and missing ``item_counts``.
+    ValueError for unknown sources, numbers below 1 and missing ``item_counts`` (I + 1,).
     """
 
     popularity: Tensor  # (I + 1,) probability of each item

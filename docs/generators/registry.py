@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-GENERATORS = ("api",)
+GENERATORS = ("api", "configuration")
 
 
 def generated_pages() -> dict[str, str]:

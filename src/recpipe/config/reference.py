@@ -15,10 +15,11 @@ from typing import Any
 from recpipe.config.checks import ConfigError, nearest
 from recpipe.config.comments import file_comments
 from recpipe.config.fields import field_meanings, fields, show
-from recpipe.config.files import Leaf, Tree, leaves, read_parameters
+from recpipe.config.files import Leaf, Tree, block, leaves, read_parameters, to_values
 from recpipe.config.reference_sections import EXTRA, INTERNAL, SECTIONS, Section
 
 NAME = "<name>"
+LONGEST_BLOCK = 60  # characters of a default
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,17 @@ class Reference:
             leaf = None if section.variant or section.path.startswith("datasets.") else self.leaf(key)
             leaf = leaf or (self._variant_leaf(section, name) if section.variant else None)
             has_value = leaf is not None and NAME not in key
-            text = f"`{show(leaf.value)}`" if leaf is not None and has_value else default
+            text = f"`{show(leaf.value)}`" if leaf is not None and has_value else self._block_default(key) or default
             meaning = (self.comment(leaf) if leaf is not None else "") or self.block_comment(key)
-            if not meaning or (section.variant and name in meanings):
+            if not meaning or ((section.variant or NAME in section.path) and name in meanings):
                 meaning = meanings.get(name, meaning)
             yield Setting(key, type_, text, meaning, section.variant, leaf.file if leaf is not None else "")
+
+    def _block_default(self, key: str) -> str:
+        """Return a small block of base in one line, empty for a large one."""
+        value = block(self.tree, *key.split("."))
+        text = show(to_values(value)) if value else ""
+        return f"`{text}`" if 0 < len(text) <= LONGEST_BLOCK else ""
 
     def _variant_leaf(self, section: Section, name: str) -> Leaf | None:
         """Return a value of the key in the first block of base that chooses the variant."""

@@ -112,8 +112,8 @@ class StudyConfig(Block):
 
     name: str
     setting: str | None = None  # key of the model that is varied, such as dim or train.window
-    values: str | int | float | None = None  # of the setting, as 16+32+64
-    without: dict[str, dict[str, Any]] = {}  # of an ablation: the settings that remove a part, by its name
+    values: str | int | float | None = None  # values of the setting, as 16+32+64
+    without: dict[str, dict[str, Any]] = {}  # ablation: the settings that remove a part, by its name
 
 
 class PrunerConfig(Block):
@@ -244,11 +244,11 @@ class DatasetConfig(Block):
     profile: str | None = None  # tuned settings of models: a name of ``profiles``, or auto, chosen by the log
     homepage: str | None = None  # web page of the data, for the report
     url: str | None = None  # archive that missing files are fetched from
-    checksum: str | None = None  # of the archive: md5:... or sha256:...
+    checksum: str | None = None  # hash of the archive: md5:... or sha256:...
     licence: str | None = None  # shown once before a download
     citation: str | None = None  # for the report
     files: dict[str, Any] = {}  # name, pattern, or {name, url, checksum} of the roles interactions, items and users
-    options: dict[str, Any] | None = None  # of the reader: the fields of its ``Options``
+    options: dict[str, Any] | None = None  # options of the reader: the fields of its ``Options``
     bad_rows: str = "quarantine"  # rows that cannot be used: quarantine (stored apart), drop (only counted) or fail
     steps: list[dict[str, Any]] | None = None  # cleaning and sampling, in order, as {step: k_core, users: 5, items: 5}
     protocols: dict[str, dict[str, Any] | None] | None = None  # names with overrides, see ``recpipe.config.protocols``

@@ -43,13 +43,13 @@ class CollaborativeConfig:
     """Settings of ``collaborative`` of an RQ-VAE or PQ-VAE.
 
     ``model``: whose item vectors are used, a name in conf/base/parameters/models. ``alpha``: weight of InfoNCE.
-    ``beta``: weight of the diversity term. ``clusters``: of the codes of a level (the paper: 10).
+    ``beta``: weight of the diversity term. ``clusters``: clusters of the codes of a level (the paper: 10).
     """
 
     model: str
     alpha: float = 0.1
     beta: float = 1e-4
-    temperature: float = 0.1  # of InfoNCE
+    temperature: float = 0.1  # temperature of InfoNCE
     clusters: int = 10
 
     def __post_init__(self) -> None:

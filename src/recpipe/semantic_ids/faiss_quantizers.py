@@ -35,7 +35,7 @@ MAX_SEED = 1 << 31  # of faiss
 class KMeansConfig(QuantizerConfig):
     """Settings of all quantizers learned by k-means."""
 
-    iterations: int = 10  # of k-means at each of its steps
+    iterations: int = 10  # iterations of k-means at each of its steps
     steps: int = 10  # k-means in growing numbers of principal components; 1: plain k-means
     sample: int = 65_536  # rows for k-means at most
 

@@ -64,7 +64,7 @@ class QuantizerConfig:
     """Settings of all quantizers; the keys of a block under ``semantic_ids.quantizers``."""
 
     levels: int = 3  # codes of an id
-    codes: int | tuple[int, ...] = 256  # of every level, or one number per level
+    codes: int | tuple[int, ...] = 256  # codes of every level, or one number per level
     few_items: str = "shrink"  # below 4 distinct items per code, with a warning; refuse: an error below 1
     standardise: bool = True  # every dimension to mean 0 and variance 1; without it, learned codebooks collapse
 

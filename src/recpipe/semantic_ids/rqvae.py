@@ -67,7 +67,7 @@ MAX_SEPARABLE = 100_000  # items up to which collisions are separated: reallocat
 class DeadCodes:
     """Schedule for moving unused codes onto badly reconstructed items."""
 
-    every: int = 5  # epochs
+    every: int = 5  # epochs between two moves
     until: float = 0.7  # share of the steps; 0: never
 
     def __post_init__(self) -> None:
@@ -87,15 +87,15 @@ class RQVAEConfig(QuantizerConfig):
     widths: tuple[int, ...] = (512, 256, 128)  # hidden layers of the encoder; the decoder mirrors them
     latent: int = 16  # fewer: items differ in more prefixes; more: vectors are reconstructed better
     beta: float = 0.25  # weight of the commitment loss
-    decay: float = 0.95  # of the codebooks' moving averages
+    decay: float = 0.95  # decay of the codebooks' moving averages
     batch: int = 512
     epochs: int = 140
     least_steps: int = 600  # bounds for very small and very large catalogues
     most_steps: int = 10_000
     warm_up: float = 0.07  # share of the steps without codes, before k-means
     lr: float = 5e-3  # highest value: a short warm-up, then cosine decay
-    weight_decay: float = 1e-4
-    dropout: float = 0.1  # of the encoder's input
+    weight_decay: float = 1e-4  # weight decay of AdamW
+    dropout: float = 0.1  # dropout of the encoder's input
     dead_codes: DeadCodes = DeadCodes()  # when unused codes are moved
     separate: float = 4.0  # commitment weight of colliding items to free codes; 0: off
     sinkhorn: tuple[float, ...] | None = None  # epsilon per level, 0: none; LC-Rec has [0, 0, 0.003]

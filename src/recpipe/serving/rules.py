@@ -34,7 +34,7 @@ RULES_CACHED = 64  # sets of rules that are resolved once
 class NewItems:
     """Share of the places of a list for new items, and the condition on item columns that says which are new."""
 
-    share: float  # of the places, above 0 and at most 1
+    share: float  # share of the places, above 0 and at most 1
     where: str = "train_events = 0"  # condition on item columns; by default items without training events
 
     def __post_init__(self) -> None:

@@ -43,9 +43,9 @@ class TableOptions:
     format: str | None = None  # csv, tsv, parquet, jsonl or lines; by default from the file's name
     delimiter: str | None = None  # one to four characters; by default that of the format
     header: bool = True  # false: the columns have the names of ``names``
-    names: Sequence[str] | None = None  # of the columns in a file without a header
+    names: Sequence[str] | None = None  # names of the columns in a file without a header
     encoding: str = "utf-8"  # any that Python knows, such as cp1252 or utf-16
-    quote: str | None = None  # by default double quotation marks, none in TSV; '' for none
+    quote: str | None = None  # quotation mark; by default double quotation marks, none in TSV; '' for none
     escape: str = ""  # stands before quotation marks and delimiters inside values, in place of doubling them
     comment: str = ""  # lines that begin with it are left out
     folder_columns: bool = False  # folders `name=value` become columns

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from recpipe.config.comments import head_comment
 from recpipe.config.reference import Reference, Setting
 from recpipe.config.reference_sections import LOSSES
 from recpipe.data.sampling import STEPS
@@ -19,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
 PARAMETERS = "conf/base/parameters"
 VALUE = re.compile(
-    r"^[a-z_0-9+]+(?: \(|:|,? or [a-z_0-9]+[;:,.(]|, [a-z_0-9]+(?:,| or|:|;| \())"
+    r"^[a-z_0-9+]+(?: \(|:|,? or [a-z_0-9]+(?:[;:,.(]|$)|, [a-z_0-9]+(?:,| or|:|;| \())"
 )  # a meaning that begins with an allowed value
 NAME_OF_KEY = re.compile(r"\b[a-z_]+\.[a-z_]+\b")
 
@@ -221,10 +220,11 @@ def _default(value: object) -> str:
     return "null" if value is None else f"default {value}"
 
 
-def sentence(text: str) -> str:
+def sentence(text: str, *, capital: bool = True) -> str:
     """Return a comment as Markdown: a sentence, with names in angle brackets and keys as code."""
     text = text.strip()
-    if text and text[0].islower() and not VALUE.match(text):
+    is_name = re.match(r"\S*[A-Z_/]", text) is not None
+    if capital and text and not is_name and not VALUE.match(text):
         text = text[0].upper() + text[1:]
     parts = re.split(r"(`[^`]*`)", text)
     for number in range(0, len(parts), 2):
@@ -233,9 +233,3 @@ def sentence(text: str) -> str:
         parts[number] = re.sub(r"(?<![`\w])([*_])", r"\\\1", parts[number])
     text = "".join(parts)
     return text if not text or text[-1] in ".:;?" else f"{text}."
-
-
-def when_to_use(text: str) -> str:
-    """Return the lines ``# When to use: ...`` at the top of a model's file as one text, empty without them."""
-    _, found, rest = head_comment(text).partition("When to use: ")
-    return " ".join(rest.split()) if found else ""

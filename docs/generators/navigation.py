@@ -23,6 +23,9 @@ ORDER = {
         "own-log", "compare-models", "semantic-ids", "tiger", "serving", "side-information", "tuning", "competition",
         "gpus-and-clusters", "extending",
     ],
+    "configuration/": [
+        "run", "datasets", "ingest", "protocol", "embed", "semantic-ids", "train", "side", "evaluate", "tune", "use",
+    ],
     "api/": ["recommender", "models", "decoding", "layers", "training", "losses", "semantic-ids", "content", "data",
              "evaluation", "serving", "reporting", "config", "kedro"],
 }  # fmt: skip

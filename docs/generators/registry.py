@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-GENERATORS = ("api", "configuration")
+GENERATORS = ("api", "configuration", "models")
 
 
 def generated_pages() -> dict[str, str]:

@@ -156,7 +156,7 @@ def field_meanings(cls: Any) -> dict[str, str]:
             texts.append(getattr(outer, "__doc__", None) or "")
         for meanings in (_beside(parent), *(_docstring_meanings(text, tuple(fields(cls))) for text in texts)):
             for name, meaning in meanings.items():
-                result.setdefault(name, meaning.replace("``", "`"))
+                result.setdefault(name, meaning.replace("``", "`").removeprefix(f"`{name}`: "))
     return result
 
 

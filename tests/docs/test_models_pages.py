@@ -57,9 +57,7 @@ def test_every_setting_of_a_model_is_explained(pages: dict[str, ModelPage], text
         for field in dataclasses.fields(page.cls.Config):
             entry = texts[name].partition(f"\n`{field.name}` = ")[2].partition("\n\n")[0]
             assert entry, f"{name}.{field.name}"
-            assert len(entry.split(":   ")[1].split(". ", 1)[1:]) == 1, (
-                f"{name}.{field.name} has no meaning: {COMMON.keys()}"
-            )
+            assert ". " in entry.partition(":   ")[2], f"{name}.{field.name} has no meaning"
 
 
 def test_values_are_those_of_the_model_on_any_data_set(texts: dict[str, str]):

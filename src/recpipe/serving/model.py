@@ -1,7 +1,4 @@
-"""A trained model for use: recommend, score, similar items, search of items; external ids in, Arrow tables out.
-
-    model = recpipe.load_bundle("data/06_models/online_retail/sasrec")
-    model.recommend({"ann": ["21754", "22423"]}, k=10, rules={"where": "price < 20", "diversity": 0.3})
+"""A trained model for use: recommend, score, explain, similar items; external ids in, Arrow tables out.
 
 U users, K places, I items; item 0 is none.
 """
@@ -9,11 +6,9 @@ U users, K places, I items; item 0 is none.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +24,22 @@ from recpipe.data.user_items import Candidates, UserItems
 from recpipe.evaluation.recommendations import SOURCES, titles_of
 from recpipe.models.content_knn import ContentKNN
 from recpipe.models.recommender import Scorer
+from recpipe.serving.explain import explain
+from recpipe.serving.external_ids import ExternalIdBundle, ItemIds
 from recpipe.serving.item_index.build import IndexConfig
 from recpipe.serving.item_index.files import bundle_index
 from recpipe.serving.item_index.search import ItemIndex
 from recpipe.serving.lists import ListMaker, Lists, pool_size
 from recpipe.serving.ranking import check_k
-from recpipe.serving.request_checks import check_histories, check_now, check_profiles, event_times, item_indices
-from recpipe.serving.rules import BundleRules, Rules, RulesCache, unit_vectors
+from recpipe.serving.request_checks import check_now
+from recpipe.serving.rules import BundleRules, Rules, RulesCache
 from recpipe.serving.scores import candidate_scores
 from recpipe.serving.similarity import similar_items, similar_users
 from recpipe.training import bundle as bundles
 from recpipe.training.bundle import Bundle
 from recpipe.training.bundle_folders import newest_bundle, version_of
 
-log = logging.getLogger(__name__)
-
 AUTOMATIC_INDEX = IndexConfig()
-ItemIds = Sequence[str] | Mapping[str, Sequence[str]]  # of all users, or by user
 
 
 def load_bundle(
@@ -57,14 +51,28 @@ def load_bundle(
     accelerate: bool = True,
     index: IndexConfig | None = AUTOMATIC_INDEX,
 ) -> ServingBundle:
-    """Load the newest bundle of ``path``: a model's folder, one of its seeds, or a bundle.
+    """Load a trained model for use.
 
-    ``items``: a table or Parquet file with ``item_id`` and current columns for rules, such as what is in stock.
-    ``content``: bundle of a model of type content_knn, which ranks new items for models that cannot. ``index``: when a
-    large catalogue on a CPU is searched by an index, which is built at the first load and gives no probabilities; None:
-    never.
+    Args:
+        path: folder of a model, of one of its seeds, or a bundle; the newest bundle in it counts.
+        device: such as ``cpu`` or ``cuda``.
+        items: table or Parquet file with ``item_id`` and current columns for rules, such as what is in stock.
+        content: bundle of a model of type content_knn, which ranks new items for models that cannot.
+        accelerate: use the faster CPU versions of layers.
+        index: when a large catalogue on a CPU is searched by an index, which is built at the first load and gives no
+            probabilities; None: never.
 
-    Raises ValueError where there is no bundle, and for a damaged one.
+    Returns:
+        The bundle, on ``device``.
+
+    Raises:
+        ValueError: where there is no bundle, and for a damaged one.
+
+    Examples:
+        >>> import recpipe
+        >>> model = recpipe.load_bundle("data/06_models/online_retail/sasrec")
+        >>> model.name
+        'sasrec'
     """
     folder = newest_bundle(path)
     loaded = bundles.load_bundle(folder, device, accelerate=accelerate)
@@ -77,7 +85,7 @@ def load_bundle(
 
 
 @dataclass
-class ServingBundle(Bundle):
+class ServingBundle(ExternalIdBundle):
     """A bundle that recommends; ``version`` is the time at which it was made."""
 
     folder: Path | None = None
@@ -112,20 +120,38 @@ class ServingBundle(Bundle):
         exclude: ItemIds | None = None,
         search: Mapping[str, Any] | None = None,
     ) -> pa.Table:
-        """Recommend ``k`` items to each user of ``histories`` (item ids, oldest event first), who may be new.
+        """Recommend ``k`` items to each user of ``histories``; users may be new.
 
-        Returns a row per recommendation: user_id, rank, item_id, title, score, probability (null for models without),
-        source, and ``<kind>_codes`` for each kind of semantic ids. Unknown items are left out of a history; a user
-        without known items gets what is popular, with the source ``cold_users``. A list is shorter than ``k`` only
-        where the rules leave fewer items.
+        Unknown items are left out of a history; a user without known items gets what is popular. A list is shorter
+        than ``k`` only where the rules leave fewer items.
 
-        ``timestamps``: seconds of every event, for models and rules that read time. ``now``: seconds since 1970, by
-        default the clock's. ``profiles``: ``user_id`` and columns of users. ``candidates`` and ``exclude``: item ids,
-        of all users or by user; users without an entry in ``candidates`` may get any. ``search``: settings of the
-        search in place of the bundle's, such as ``beam``.
+        Args:
+            histories: item ids by user, oldest event first.
+            k: items per user.
+            rules: see ``Rules``.
+            timestamps: seconds since 1970 of every event, for models and rules that read time.
+            now: seconds since 1970, by default the clock's.
+            profiles: table with ``user_id`` and columns of users.
+            candidates: the only items that may be recommended, of all users or by user; users without an entry may get
+                any.
+            exclude: items that must not be recommended, of all users or by user.
+            search: settings of the search in place of the bundle's, such as ``beam``.
 
-        Raises ValueError for k < 1, for wrong rules and search settings, for candidates that leave nothing, and for
-        timestamps that do not match the events.
+        Returns:
+            A row per recommendation, best first: user_id, rank (from 1), item_id, title, score, probability (null for
+            models without), source (``model``, ``cold_users`` or ``content_slots``), and ``<kind>_codes`` for each kind
+            of semantic ids.
+
+        Raises:
+            ValueError: for k < 1, for wrong rules and search settings, for candidates that leave nothing, and for
+                timestamps that do not match the events.
+
+        Examples:
+            >>> lists = model.recommend({"ann": ["21754", "22423"], "bob": ["85123A"]}, k=3)
+            >>> lists.column_names
+            ['user_id', 'rank', 'item_id', 'title', 'score', 'probability', 'source']
+            >>> lists["user_id"].to_pylist()
+            ['ann', 'ann', 'ann', 'bob', 'bob', 'bob']
         """
         sequences = self.sequences(histories, timestamps, profiles)
         users, restricted = list(histories), None
@@ -251,18 +277,36 @@ class ServingBundle(Bundle):
         }
         return pa.table(columns | {f"{kind}_codes": codes.take(place) for kind, codes in self.codes.items()})
 
-    def score(self, histories: Mapping[str, Sequence[str]], candidates: ItemIds, **options: Any) -> pa.Table:
-        """Score items for users: user_id, item_id, title, score, probability, in the order of ``candidates``.
+    def score(
+        self,
+        histories: Mapping[str, Sequence[str]],
+        candidates: ItemIds,
+        *,
+        timestamps: Mapping[str, Sequence[int]] | None = None,
+        now: int | None = None,
+        profiles: pa.Table | None = None,
+    ) -> pa.Table:
+        """Score items for users.
 
-        The probability is among the whole catalogue, null for models without; items that the model cannot score, such
-        as unknown ones, have neither. ``options``: ``timestamps``, ``profiles`` and ``now`` of ``recommend``. Raises
-        ValueError for candidates that are all unknown. Raises TypeError for other options.
+        Args:
+            histories: item ids by user, oldest event first.
+            candidates: items to score, of all users or by user.
+            timestamps: see ``recommend``, as for ``now`` and ``profiles``.
+
+        Returns:
+            user_id, item_id, title, score and probability, in the order of ``candidates``. The probability is among
+            the whole catalogue, null for models without. Items that the model cannot score, such as unknown ones, have
+            neither.
+
+        Raises:
+            ValueError: for candidates that are all unknown, and for timestamps that do not match the events.
+
+        Examples:
+            >>> model.score({"ann": ["21754"]}, ["22423", "no such item"])["score"].null_count
+            1
         """
-        sequences = self.sequences(histories, options.pop("timestamps", None), options.pop("profiles", None))
-        now = options.pop("now", None)
+        sequences = self.sequences(histories, timestamps, profiles)
         sequences = self._with_query_times(sequences, int(time.time()) if now is None else now)
-        if options:
-            raise TypeError(f"score has no option {', '.join(options)}")
         users = list(histories)
         ids = [list(candidates.get(user, ()) if isinstance(candidates, Mapping) else candidates) for user in users]
         encoded = [self.encode(each) for each in ids]
@@ -282,8 +326,29 @@ class ServingBundle(Bundle):
         )
 
     def similar(self, item: str, k: int = 10) -> pa.Table:
-        """Return at most ``k`` items by cosine of item vectors: item_id, title, similarity; see ``similar_items``."""
+        """Return at most ``k`` items by cosine of item vectors: item_id, title, similarity; see ``similar_items``.
+
+        Raises ValueError for k < 1, for an unknown item or one without a vector, and for a model without item vectors.
+        """
         return similar_items(self, item, k)
+
+    def explain(
+        self,
+        history: Sequence[str],
+        items: Sequence[str],
+        *,
+        timestamps: Sequence[int] | None = None,
+        now: int | None = None,
+    ) -> pa.Table:
+        """Return the effect of each event of ``history`` on the scores of ``items``; see ``serving.explain.explain``.
+
+        Columns: recommended_id, position, item_id, title, effect. Raises ValueError for unknown items.
+
+        Examples:
+            >>> model.explain(["21754", "22423"], ["85123A"]).num_rows
+            2
+        """
+        return explain(self, history, items, timestamps=timestamps, now=now)
 
     def similar_users(
         self,
@@ -293,7 +358,10 @@ class ServingBundle(Bundle):
         *,
         timestamps: Mapping[str, Sequence[int]] | None = None,
     ) -> pa.Table:
-        """Return at most ``k`` users by cosine of hidden states: user_id, similarity; see ``similar_users``."""
+        """Return at most ``k`` users by cosine of hidden states: user_id, similarity; see ``similar_users``.
+
+        Raises ValueError for k < 1, for a user without a known item, and for a model without hidden states.
+        """
         return similar_users(self, self.sequences(histories, timestamps), user, k)
 
     def find_items(self, text: str, limit: int = 50) -> pa.Table:
@@ -307,74 +375,3 @@ class ServingBundle(Bundle):
         return pa.table(
             {"item_id": self.ids.take(place), "title": self.shown_titles.take(place), "train_events": events}
         )
-
-    @cached_property
-    def ids(self) -> pa.Array:
-        """External ids of the items (I,)."""
-        return pa.array(self.vocabulary.ids, pa.string())
-
-    @cached_property
-    def shown_titles(self) -> pa.Array:
-        """Titles of the items (I,); the id where there is none."""
-        return titles_of(self.ids, self.title_table())
-
-    @cached_property
-    def unit_vectors(self) -> torch.Tensor:
-        """Vectors of the items (I + 1, D) of length 1, 0 without one. Raises ValueError for a model without vectors."""
-        return unit_vectors(self)
-
-    @cached_property
-    def codes(self) -> dict[str, pa.Array]:
-        """Semantic ids of the items (I,) by kind, null without one."""
-        tables = {name: codes.codes.cpu().numpy()[1:] for name, codes in self.model.item_codes().items()}
-        lists = {name: [None if row[0] < 0 else row.tolist() for row in table] for name, table in tables.items()}
-        return {name: pa.array(rows, pa.list_(pa.int32())) for name, rows in lists.items()}
-
-    @cached_property
-    def _index(self) -> dict[str, int]:
-        return {item: row for row, item in enumerate(self.vocabulary.ids.tolist(), 1)}
-
-    def encode(self, items: Iterable[str]) -> np.ndarray:
-        """Convert item ids to indices (n,) int64 from 1, 0 for unknown ones. Raises ValueError for other than texts."""
-        return item_indices(items, self._index)
-
-    def sequences(
-        self,
-        histories: Mapping[str, Sequence[str]],
-        timestamps: Mapping[str, Sequence[int]] | None = None,
-        profiles: pa.Table | None = None,
-    ) -> Sequences:
-        """Convert histories of item ids, oldest first; unknown ones are left out. Raises ValueError for wrong times."""
-        check_histories(histories)
-        users = np.array(list(histories), dtype=object)
-        lengths = np.array([len(histories[user]) for user in users], np.int64)
-        items = self.encode(item for user in users for item in histories[user])
-        known, owner = items > 0, np.repeat(np.arange(len(users)), lengths)
-        if not known.all():
-            log.info("%s of %s events are of items unknown to %s", (~known).sum(), len(known), self.name)
-        times = None if timestamps is None else event_times(histories, timestamps)[known]
-        offsets = np.concatenate([[0], np.cumsum(np.bincount(owner[known], minlength=len(users)))]).astype(np.int64)
-        result = Sequences(Ids(users), items[known].astype(np.int32), times, offsets)
-        if profiles is None:
-            return result
-        check_profiles(profiles)
-        return result.with_profiles(profiles)
-
-    def candidates(self, candidates: ItemIds | None, users: Sequence[str]) -> Candidates | None:
-        """Convert candidates of ``recommend``. Raises ValueError where none of those of all users is known."""
-        if candidates is None or isinstance(candidates, Mapping):
-            return self.user_items(candidates, users)
-        items = self.encode(candidates)
-        if not (items > 0).any():
-            raise ValueError(f"none of the {len(items)} candidates is in the catalogue of {self.name}")
-        mask = torch.zeros(len(self.vocabulary) + 1, dtype=torch.bool)
-        mask[torch.from_numpy(items[items > 0])] = True
-        return mask
-
-    def user_items(self, items: ItemIds | None, users: Sequence[str]) -> UserItems | None:
-        """Convert item ids of all users, or by user, to the items of every user. None stays None."""
-        if items is None:
-            return None
-        if not isinstance(items, Mapping):
-            return UserItems.of_lists([self.encode(items)] * len(users))
-        return UserItems.of_lists([self.encode(items.get(user, ())) for user in users])

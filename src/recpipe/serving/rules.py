@@ -45,14 +45,26 @@ class NewItems:
 class Rules:
     """Rules of the lists of a request; by default those of the bundle's protocol.
 
-    where: condition on item columns, such as ``in_stock = true and region in ['DE', 'AT']``.
-    candidates: the only items that may be recommended. exclude: items that must not be.
-    seen: items of the user's history: ``protocol`` (as in the evaluation), ``exclude``, ``allow``, or a number of days
-        after which they may be recommended again, which needs timestamps.
-    max_per_category: the most items of one value of the item column ``category``; items without one are not limited.
-    new_items: share of places for new items, as ``{share: 0.2, where: train_events = 0}``.
-    diversity: from 0, the order of the model, to 1, items as unlike as possible; maximal marginal relevance (Carbonell
-        & Goldstein, SIGIR 1998) with the cosine of item vectors.
+    Attributes:
+        where: condition on item columns, such as ``in_stock = true and region in ['DE', 'AT']``.
+        candidates: the only items that may be recommended.
+        exclude: items that must not be recommended.
+        seen: items of the user's history: ``protocol`` (as in the evaluation), ``exclude``, ``allow``, or a number of
+            days after which they may be recommended again, which needs timestamps.
+        max_per_category: the most items of one value of the item column ``category``; items without one are not
+            limited.
+        category: name of that column.
+        new_items: share of places for new items, as ``{share: 0.2, where: train_events = 0}``.
+        diversity: from 0, the order of the model, to 1, items as unlike as possible; maximal marginal relevance
+            (Carbonell & Goldstein, SIGIR 1998) with the cosine of item vectors.
+
+    Raises:
+        ValueError: for values that are not allowed.
+
+    Examples:
+        >>> rules = Rules(exclude=["22423"], diversity=0.3)
+        >>> rules.seen
+        'protocol'
     """
 
     where: str | None = None

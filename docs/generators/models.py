@@ -53,10 +53,12 @@ class ModelPage:
 
     @property
     def file(self) -> str:
+        """Path of its conf file, from the repository's root."""
         return f"{PARAMETERS}/models/{self.name}.yml"
 
     @cached_property
     def cls(self) -> type[Recommender]:
+        """Class of its code."""
         return model_class(self.run.type)
 
     @cached_property
@@ -86,6 +88,7 @@ class ModelPage:
 
     @property
     def family(self) -> str:
+        """Title of the group that it is listed in."""
         if self.name in COMPETITION:
             return STEPS
         if self.cls.reads_ids or self.run.type == LIST_OF_SETS or issubclass(self.cls, Generator | ParallelCodes):
@@ -94,6 +97,7 @@ class ModelPage:
 
     @property
     def year(self) -> str:
+        """Year of the paper that its docstring names, or ``none``."""
         head = head_comment(self.text).partition(WHEN)[0]
         sources = [head if self.is_variant else "", *(p for p in self.paragraphs if p.startswith(("Paper", "Source")))]
         years = [YEAR.findall(text)[0] for text in sources if YEAR.search(text)]
@@ -115,6 +119,7 @@ class ModelPage:
 
     @property
     def training(self) -> str:
+        """How it is trained, in a few words."""
         if self.run.type in ("content_knn", "hop_graph", "popular"):
             return "nothing to learn"
         return "by gradient" if not self.cls.closed_form else "own solver"

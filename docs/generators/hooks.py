@@ -19,12 +19,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add generated pages and pages of repository files, then build the navigation."""
     for uri, text in registry.generated_pages().items():
         files.append(File.generated(config, uri, content=text))
+    texts = {file.src_uri: file.content_string for file in files.documentation_pages()}
+    config.nav = navigation.navigation(texts)
     if not config.repo_url:
-        texts = {file.src_uri: file.content_string for file in files.documentation_pages()}
         for uri, text in links.file_pages(texts, ROOT).items():
             files.append(File.generated(config, uri, content=text))
-    pages = [file.src_uri for file in files.documentation_pages() if not file.src_uri.startswith(links.FOLDER)]
-    config.nav = navigation.navigation(pages)
     return files
 
 

@@ -1,10 +1,12 @@
-"""Navigation: sections in a fixed order, pages of a folder in the order of ``ORDER``, then by name."""
+"""Navigation: sections in a fixed order; pages of a folder in the order in which its index page links to them."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
-# title of the section, and its page or folder
+# title of a section, and its page or folder
 SECTIONS = (
     ("Start", "index.md"),
     ("Tutorials", "tutorials/"),
@@ -18,7 +20,7 @@ SECTIONS = (
     ("Decisions", "decisions/"),
     ("Experiments", "experiments/"),
 )
-ORDER = {
+ORDER = {  # of folders whose index page is no list of all pages
     "tutorials/": [
         "own-log", "compare-models", "semantic-ids", "tiger", "serving", "side-information", "tuning", "competition",
         "gpus-and-clusters", "extending",
@@ -26,36 +28,30 @@ ORDER = {
     "configuration/": [
         "run", "datasets", "ingest", "protocol", "embed", "semantic-ids", "train", "side", "evaluate", "tune", "use",
     ],
-    "api/": ["recommender", "models", "decoding", "layers", "training", "losses", "semantic-ids", "content", "data",
-             "evaluation", "serving", "reporting", "config", "kedro"],
 }  # fmt: skip
+LINK = re.compile(r"\]\(([\w.-]+\.md)(?:#[^)]*)?\)")
 
 
-def navigation(pages: list[str]) -> list[Any]:
-    """Return the ``nav`` of mkdocs for the pages of the site, paths below ``docs``.
+def navigation(texts: Mapping[str, str]) -> list[Any]:
+    """Return the ``nav`` of mkdocs for pages, Markdown by path below ``docs``.
 
     A page that belongs to no section stands at the end, so that it cannot be missed.
     """
     nav: list[Any] = []
-    rest = set(pages)
+    rest = set(texts)
     for title, place in SECTIONS:
-        inside = sorted((page for page in rest if page == place or _in_folder(page, place)), key=_key(place))
-        rest -= set(inside)
+        inside = {page for page in rest if page == place or (place.endswith("/") and page.startswith(place))}
+        rest -= inside
         if place in inside:
             nav.append({title: place})
         elif inside:
-            nav.append({title: inside})
+            nav.append({title: _in_order(inside, place, texts)})
     return nav + sorted(rest)
 
 
-def _in_folder(page: str, place: str) -> bool:
-    return place.endswith("/") and page.startswith(place)
-
-
-def _key(place: str) -> Any:
-    order = {"index": -1} | {name: number for number, name in enumerate(ORDER.get(place, []))}
-
-    def key(page: str) -> tuple[int, str]:
-        return order.get(page.removeprefix(place).removesuffix(".md"), len(order)), page
-
-    return key
+def _in_order(pages: set[str], folder: str, texts: Mapping[str, str]) -> list[str]:
+    index = f"{folder}index.md"
+    own = [f"{name}.md" for name in ORDER.get(folder, [])]
+    names = own or LINK.findall(texts.get(index, ""))
+    order = {page: number for number, page in enumerate(dict.fromkeys([index, *(folder + name for name in names)]))}
+    return sorted(pages, key=lambda page: (order.get(page, len(order)), page))

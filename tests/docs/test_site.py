@@ -1,0 +1,146 @@
+"""The built documentation site: strict, offline, without dead links, readable on a phone, searchable."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import re
+import threading
+import time
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from tests.docs import built_site
+from tests.docs.built_site import HtmlPage
+from tests.serving.chromium import Tab, browser_tab
+
+log = logging.getLogger(__name__)
+PHONE = 390
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The site, and what its build printed."""
+    folder = tmp_path_factory.mktemp("site") / "site"
+    started = time.monotonic()
+    process = built_site.build(folder)
+    output = process.stdout + process.stderr
+    assert process.returncode == 0, output[-5000:]
+    log.info("the site is built in %.0f s", time.monotonic() - started)
+    return folder, output
+
+
+@pytest.fixture(scope="module")
+def site(built) -> Path:
+    return built[0]
+
+
+@pytest.fixture(scope="module")
+def pages(site) -> dict[str, HtmlPage]:
+    return built_site.read_pages(site)
+
+
+@pytest.mark.slow
+class TestSite:
+    def test_is_built_without_a_network_and_without_warnings(self, built):
+        assert not re.findall(r"^(?:WARNING|ERROR|CRITICAL).*", built[1], re.MULTILINE)
+
+    def test_links_and_anchors_lead_somewhere(self, site, pages):
+        assert built_site.dead_links(site, pages) == []
+
+    def test_loads_nothing_from_another_host(self, site, pages):
+        assert built_site.loads_from_other_hosts(site, pages) == []
+
+    def test_navigation_leads_to_every_page(self, pages):
+        own = {path for path in pages if not path.startswith("files/")}
+        assert own - built_site.reachable(pages) == set()
+
+    def test_every_page_has_one_title(self, site, pages):
+        titles = {path: len(re.findall("<h1[ >]", (site / path).read_text(encoding="utf-8"))) for path in pages}
+        assert {path: count for path, count in titles.items() if count != 1} == {}
+
+    def test_formulas_are_drawn_without_scripts(self, site, pages):
+        protocols = (site / "protocols.html").read_text(encoding="utf-8")
+        assert protocols.count("<math") > 10
+        assert not [path for path in pages if "arithmatex" in (site / path).read_text(encoding="utf-8")]
+
+    def test_generators_are_not_published(self, site):
+        assert not list(site.rglob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory) -> Iterator[Tab]:
+    with browser_tab(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def server(site) -> Iterator[str]:
+    """Address of a plain file server of the site."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site))) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_address[1]}"
+        httpd.shutdown()
+
+
+def open_in(tab: Tab, address: str) -> None:
+    tab.call("Page.navigate", url="about:blank")
+    tab.call("Page.navigate", url=address)
+    tab.until(f"location.href === {json.dumps(address)} && document.readyState === 'complete'")
+
+
+def hits(tab: Tab, text: str) -> list[str]:
+    """Type into the search field; return the pages of the hits, best first."""
+    tab.run("document.querySelector('.md-search__input').focus()")
+    tab.type(text)
+    tab.until("document.querySelector('.md-search-result__item a')", seconds=60)
+    return tab.run(
+        "[...document.querySelectorAll('.md-search-result__item > a')]"
+        ".map((link) => new URL(link.href).pathname.split('/site/').pop().replace(/^[/]/, ''))"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+class TestInTheBrowser:
+    def test_no_page_scrolls_sideways_on_a_phone(self, site, pages, tab):
+        tab.screen(PHONE, 800)
+        wide = {}
+        for path in pages:
+            if path.startswith(("decisions/0", "files/")):
+                continue
+            open_in(tab, (site / path).as_uri())
+            if (width := tab.run("document.documentElement.scrollWidth")) > PHONE:
+                wide[path] = width
+        assert wide == {}
+
+    @pytest.mark.parametrize("protocol", ["http", "file"])
+    def test_search_finds_the_tutorial_first(self, site, server, tab, protocol):
+        tab.screen(1280, 900)
+        open_in(tab, f"{server}/index.html" if protocol == "http" else (site / "index.html").as_uri())
+        assert "tutorials/semantic-ids.html" in hits(tab, "semantic ids")[:3]
+
+    def test_dark_pages_show_the_dark_pictures_only(self, site, tab):
+        address = (site / "index.html").as_uri()
+        for dark, hidden in [(False, "dark"), (True, "light")]:
+            tab.screen(1280, 900, dark=dark)
+            open_in(tab, address)
+            assert tab.run(f"[...document.querySelectorAll('img[src$=\"#only-{hidden}\"]')].length") > 0
+            assert tab.run(
+                f"[...document.querySelectorAll('img[src$=\"#only-{hidden}\"]')].every((i) => i.offsetWidth === 0)"
+            )
+
+    def test_pages_have_no_errors_in_the_console(self, site, server, tab):
+        tab.complaints.clear()
+        for path in ["index.html", "api/index.html", "results/index.html", "glossary.html"]:
+            open_in(tab, f"{server}/{path}")
+            open_in(tab, (site / path).as_uri())
+        assert tab.complaints == []

@@ -14,6 +14,8 @@ sys.path.insert(0, str(ROOT))  # mkdocs loads this file by its path
 
 from docs.generators import formulas, links, navigation, pictures, registry  # noqa: E402
 
+SEARCH_BOOST = {"tutorials": 4, "models": 2, "configuration": 2, "api": 0.5, "decisions": 0.25, "experiments": 0.25}
+
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add generated pages and pages of repository files, then build the navigation."""
@@ -28,7 +30,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Point links to repository files at their pages; split ``<picture>`` by colour scheme."""
+    """Point links to repository files at their pages; split ``<picture>`` by colour scheme; weigh search hits."""
+    folder = page.file.src_uri.partition("/")[0]
+    page.meta.setdefault("search", {"boost": SEARCH_BOOST.get(folder, 1)})
     markdown = links.relink(markdown, page.file.src_uri, ROOT, repository_url=config.repo_url)
     return pictures.by_scheme(markdown)
 

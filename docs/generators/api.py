@@ -85,4 +85,5 @@ def _files(page: ApiPage) -> list[Path]:
 def _module(file: Path) -> str:
     relative = file.relative_to(SOURCE)
     name = ".".join(relative.with_suffix("").parts).removesuffix(".__init__")
-    return f"## `{name}`\n\nSource: [`src/{relative}`](../../src/{relative})\n\n::: {name}\n"
+    heading = f"## `{name}`\n\nSource: [`src/{relative}`](../../src/{relative})\n\n"
+    return f"{heading}::: {name}\n    options:\n      show_root_heading: false\n      show_root_toc_entry: false\n"

@@ -132,7 +132,7 @@ class TestInTheBrowser:
     def test_search_finds_the_tutorial_first(self, site, server, tab, protocol):
         tab.screen(1280, 900)
         open_in(tab, f"{server}/index.html" if protocol == "http" else (site / "index.html").as_uri())
-        assert "tutorials/semantic-ids.html" in hits(tab, "semantic ids")[:3]
+        assert "tutorials/serving.html" in hits(tab, "serve a model")[:3]
 
     def test_dark_pages_show_the_dark_pictures_only(self, site, tab):
         address = (site / "index.html").as_uri()

@@ -12,7 +12,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # mkdocs loads this file by its path
 
-from docs.generators import formulas, links, navigation, pictures, registry  # noqa: E402
+from docs.generators import formulas, glossary, links, navigation, pictures, registry  # noqa: E402
 
 SEARCH_BOOST = {"tutorials": 4, "models": 2, "configuration": 2, "api": 0.5, "decisions": 0.25, "experiments": 0.25}
 
@@ -30,9 +30,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Point links to repository files at their pages; split ``<picture>`` by colour scheme; weigh search hits."""
+    """Point links to repository files at their pages; split ``<picture>`` by colour scheme; weigh search hits; add anchors."""
     folder = page.file.src_uri.partition("/")[0]
     page.meta.setdefault("search", {"boost": SEARCH_BOOST.get(folder, 1)})
+    if page.file.src_uri == glossary.PAGE:
+        markdown = glossary.with_anchors(markdown)
     markdown = links.relink(markdown, page.file.src_uri, ROOT, repository_url=config.repo_url)
     return pictures.by_scheme(markdown)
 

@@ -30,7 +30,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Point links to repository files at their pages; split ``<picture>`` by colour scheme; weigh search hits; add anchors."""
+    """Point links to repository files at their pages, split ``<picture>``, weigh search hits, add anchors of terms."""
     folder = page.file.src_uri.partition("/")[0]
     page.meta.setdefault("search", {"boost": SEARCH_BOOST.get(folder, 1)})
     if page.file.src_uri == glossary.PAGE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 from pathlib import Path
 
@@ -56,6 +57,15 @@ def test_trained_models_are_on_the_leaderboard_and_recommendations_have_titles(e
         assert "LANTERN" in text["find"] and "probability" in text["ask"]
 
 
+def test_the_service_of_a_notebook_answers_as_the_model_in_python(executed) -> None:
+    cells = {cell.id: cell for cell in executed.cells}
+    if "request" in cells:
+        answers = [output["data"]["text/plain"] for output in cells["request"].outputs if "data" in output]
+        items = [row["item_id"] for row in ast.literal_eval(answers[-1])["lists"][0]["items"]]
+        assert len(items) == 3
+        assert all(item in str(cells["recommend"].outputs) for item in items)
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_are_saved_without_output(path) -> None:
     book = nbformat.read(path, as_version=nbformat.NO_CONVERT)
@@ -67,7 +77,15 @@ def test_notebooks_are_saved_without_output(path) -> None:
     assert set(book.metadata) == {"kernelspec", "language_info"}
 
 
-def test_the_readme_names_all_four_notebooks(project) -> None:
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_open_with_what_they_show(path) -> None:
+    title, what, questions, needs = nbformat.read(path, as_version=4).cells[0].source.split("\n\n")[:4]
+    assert title.startswith("# ") and what
+    lines = questions.splitlines()
+    assert len(lines) >= 3 and all(line.startswith("- ") and line.endswith("?") for line in lines)
+    assert needs.startswith("Needs ") and "Takes seconds" in needs
+
+
+def test_the_readme_names_all_notebooks(project) -> None:
     readme = (project / "README.md").read_text()
-    assert len(NOTEBOOKS) == 4
     assert [path.name for path in NOTEBOOKS if path.name not in readme] == []

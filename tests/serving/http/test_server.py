@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -10,13 +11,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import uvicorn
 from tests.conftest import PROJECT
 from tests.serving.small_service import IDS, VERSIONS, write_bundle
 
 from recpipe.config import ConfigError, DataPaths
+from recpipe.serving.http.protocol import GracefulServer
 from recpipe.serving.server import check_access, main, model_finder, model_folders, named_folders
 from recpipe.training.bundle_folders import KINDS
 
@@ -187,3 +191,14 @@ def test_models_are_found_by_folder_and_by_name(tmp_path):
     assert named_folders(folders) == {"sasrec": tmp_path / "sasrec", "shop": tmp_path / "sasrec"}
     with pytest.raises(ConfigError, match="two bundles are called sasrec"):
         named_folders([folders[0], folders[0]])
+
+
+def test_a_server_in_a_thread_leaves_signals_to_the_main_thread() -> None:
+    async def run() -> bool:
+        with GracefulServer(uvicorn.Config("unused:app")).capture_signals():
+            return True
+
+    before = signal.getsignal(signal.SIGINT)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: asyncio.run(run())).result()
+    assert signal.getsignal(signal.SIGINT) is before

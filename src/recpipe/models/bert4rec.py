@@ -8,7 +8,10 @@ Differences:
 - Masks are drawn anew at every step (authors: ten fixed copies, and one with only the last item masked, which
   ``last_share`` replaces). Masked events always become [MASK]; ``random_share`` and ``kept_share`` are BERT's other
   replacements. One position more than the history has events, so that the appended [MASK] displaces none.
-- Positions count from a row's first event; ``count_from: end`` is the authors' left-padding.
+- Positions count from a row's first event, as in the authors' code; with ``count_from: end`` from its last, as in
+  RecTools.
+- No limit of the masked events of a row (authors: 40 on ml-1m).
+- The validation event is no training event (authors' code: it is).
 - No output bias: scores are a product with the item table, as in every other model.
 - LayerNorm before each branch; ``norm_first: false`` is BERT's block.
 

@@ -3,7 +3,7 @@
 Paper: Steck, Embarrassingly Shallow Autoencoders for Sparse Data, WWW 2019 (arXiv 1905.03375).
 
 B minimises ‖X − X B‖² + λ ‖B‖² with a zero diagonal, for the user × item matrix X. With P = (XᵀX + λ 1)⁻¹ it is B = 1 −
-P diag(1 / diag P) (eq. 8), and a user with row x is scored by x B.
+P diag(1 / diag P), and a user with row x is scored by x B.
 
 P is dense: memory grows with I², time with I³. Only one matrix of I² float64 numbers is in memory, which LAPACK inverts
 in place, and then the weights as float32.

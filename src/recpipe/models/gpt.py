@@ -1,14 +1,14 @@
 """GPT: causal transformer of GPT-2's shape in nanoGPT's form, over items instead of words.
 
-Paper: Radford, Wu, Child, Luan, Amodei, Sutskever, Language Models are Unsupervised Multitask Learners (GPT-2), OpenAI
-2019.
+Papers: Radford, Wu, Child, Luan, Amodei, Sutskever, Language Models are Unsupervised Multitask Learners (GPT-2), OpenAI
+2019; code: Karpathy, nanoGPT (a repository); for items: kolakows/nanoGPT-recommender (a repository).
 
 ``generate`` reproduces a published Kaggle submission: the first items of a list are decoded autoregressively.
 
 Differences:
 
-- No biases by default; exact GELU. Item embeddings times √D, without which it learns slowly
-  (docs/experiments/sasrec-and-bert4rec.md).
+- No biases by default and exact GELU, as in nanoGPT (GPT-2: biases, GELU by tanh). Item embeddings times √D, without
+  which it learns slowly (docs/experiments/sasrec-and-bert4rec.md).
 - Dropout after the embeddings and on each branch, not on attention weights.
 - Users are the documents: packed into rows, positions restart and attention stays within a user.
 

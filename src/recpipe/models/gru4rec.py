@@ -8,7 +8,8 @@ Differences:
 - One item table for input and output (paper: one-hot input, separate output layer).
 - Whole histories in padded batches (paper: session-parallel mini-batches with truncated gradients).
 - The loss is a training setting, full softmax by default (paper: BPR or TOP1 over the items of the batch).
-- LayerNorm and a projection between the cells and the output; torch's GRU resets after the recurrent product.
+- LayerNorm and a projection between the cells and the output; item embeddings times √D.
+- torch's GRU applies the reset gate after the recurrent product (paper: before).
 
 Shapes: B batch, T time, D width, I items.
 """

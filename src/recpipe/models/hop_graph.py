@@ -4,7 +4,8 @@ Paper: Han et al., An Embarrassingly Simple Graph Heuristic Reveals Shortcut-Sol
 Recommendation, 2026 (arXiv 2605.07125), there TGH-1 (last item) and TGH-2 (last two items).
 
 An edge leads from an item to each one that directly follows it in training. Ring h of an item has the items that are h
-edges away and no fewer; a list takes so many items of each ring of each source, the latest items of the history.
+edges away and no fewer. The sources are the latest items of the history. ``budgets`` says how many items a list takes
+of each ring of each source.
 
 In ring 1 items are ordered by cos(v_i, v_j) + w ln(1 + c_ij) / max_j ln(1 + c_ij), with content vectors v, edge counts
 c and the weight w; in further rings by cos(v_i, v_j).
@@ -16,7 +17,8 @@ Differences:
 - At most ``neighbours`` items of a ring are stored.
 - Items of a ring beyond its budget follow all budgets, and a ring with fewer items than its budget leaves its places to
   those behind.
-- The rest follows by popularity, where the paper draws at random. Equal items are in the fixed random order of ties.
+- Items in no ring follow by popularity, where the paper draws at random. Equal items are in the fixed random order of
+  ties.
 
 Shapes: I items, B batch, S sources, H hops (rings), K neighbours.
 """

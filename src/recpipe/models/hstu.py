@@ -1,8 +1,7 @@
 """HSTU: causal network with pointwise gated attention (Hierarchical Sequential Transduction Units).
 
 Paper: Zhai et al., Actions Speak Louder than Words: Trillion-Parameter Sequential Transducers for Generative
-Recommendations, ICML 2024 (arXiv 2402.17152), sections 3.1 and 3.2; sizes and time buckets as in the authors' public
-experiments.
+Recommendations, ICML 2024 (arXiv 2402.17152), section 3; sizes and time buckets as in the authors' public experiments.
 
 A layer, with n = LN(x) and no feed-forward:
 
@@ -11,10 +10,13 @@ A layer, with n = LN(x) and no feed-forward:
 
 Differences:
 
-- The time of a query is the setting ``time_mode``. The paper reads the time of the event to be predicted (``query``),
-  which makes it incomparable to models that do not; ``last_item`` reads that of the last event, ``none`` no time.
-- N is ``max_length`` (authors: eleven more positions for output). Without ``normalise`` the output is not normalised.
-- The loss is a training setting, full softmax by default (authors: sampled, 128 negatives).
+- The time of a query is the setting ``time_mode``. The authors' code reads the time of the event to be predicted
+  (``query``), which makes it incomparable to models that do not; ``last_item`` reads that of the last event, ``none``
+  no time.
+- N is ``max_length`` (authors' code: eleven more positions for output). Without ``normalise`` the output is not
+  normalised.
+- The loss is a training setting, full softmax by default (authors' code: sampled, 128 negatives).
+- No Stochastic Length (section 3.2) and no kernel for jagged rows: attention costs the square of the length.
 
 Shapes: B batch, T time (of a query), S time (of what it looks at), D width, H heads, I items.
 """

@@ -7,8 +7,9 @@ Papers: Sarwar, Karypis, Konstan, Riedl, Item-based Collaborative Filtering Reco
 Up to ``DENSE_ITEMS`` items the neighbours are those of dense rows of similarities; of larger catalogues only the items
 with common users are sorted, and of equally similar ones the lower number is the neighbour.
 
-Differences: there are no ratings; the score of an item is the sum of its similarities to the distinct items of the
-history, each times its largest weight where events have weights.
+Differences: there are no ratings; similarities are not normalised per item, an option of Deshpande and Karypis; the
+score of an item is the sum of its similarities to the distinct items of the history, each times its largest weight
+where events have weights.
 
 Shapes: I items, U users, B batch, T time, K neighbours.
 """

@@ -17,7 +17,7 @@ Differences:
   and 256 (``widths``), and dropout of input and output.
 - Candidates are items, each once, and never seen, excluded or unknown ones. In the authors' code a generated id that no
   item has becomes the first item of the catalogue.
-- Search is constrained to the catalogue, and histories and rows are as in TIGER.
+- Constrained search, softmax over codes, histories and rows are as in ``tiger``.
 - A score is the log-probability of the item in the dense softmax over all items with an id.
 
 Shapes: B batch, T events, W targets of a row, L levels, I items, K results, D width, N targets.

@@ -7,10 +7,11 @@ Embeddings of users and items E⁰ are smoothed over the bipartite graph, E^(l+1
 over the layers l = 0..L (eq. 8); the score is the product of user and item. Trained by BPR with one negative for every
 pair and L2 on E⁰ (eq. 15).
 
-Differences: histories are anonymous, so every user is computed from his history by one propagation, e_u^l = Σ_i
-e_i^(l-1) / √(n_u n_i) with n the degrees and e_u⁰ = 0, and no users are stored. ``user_embeddings: false`` trains
-without E⁰ of users, too, so that training and serving agree. Where events have weights, the BPR term of a pair has the
-largest weight of the pair over their mean; the graph and histories have none.
+Differences: two layers by default (paper: one to four, three suffice); histories are anonymous, so every user is
+computed from his history by one propagation, e_u^l = Σ_i e_i^(l-1) / √(n_u n_i) with n the degrees and e_u⁰ = 0, and no
+users are stored. ``user_embeddings: false`` trains without E⁰ of users, too, so that training and serving agree. Where
+events have weights, the BPR term of a pair has the largest weight of the pair over their mean; the graph and histories
+have none.
 
 Shapes: N nodes (users, then items), D width, B batch, I items.
 """

@@ -1,10 +1,10 @@
 """LSTM: causal recurrent network of LSTM cells, GRU4Rec with another cell.
 
 Papers: Hochreiter, Schmidhuber, Long Short-Term Memory, Neural Computation 1997 (doi 10.1162/neco.1997.9.8.1735);
-forget gate of Gers, Schmidhuber, Cummins, Learning to Forget, Neural Computation 2000 (doi 10.1162/089976600300015015);
-recommender after Hidasi et al., GRU4Rec, ICLR 2016 (arXiv 1511.06939).
+forget gate of Gers, Schmidhuber, Cummins, Learning to Forget: Continual Prediction with LSTM, Neural Computation 2000
+(doi 10.1162/089976600300015015); recommender after Hidasi et al., GRU4Rec, ICLR 2016 (arXiv 1511.06939).
 
-Differences: those of GRU4Rec (``gru4rec``). No peepholes.
+Differences: those of GRU4Rec (``gru4rec``), except its last.
 
 Shapes: B batch, T time, D width, I items.
 """

@@ -1,7 +1,8 @@
 """Mamba4Rec: causal state-space network of Mamba-2 layers.
 
 Papers: Liu et al., Mamba4Rec: Towards Efficient Sequential Recommendation with Selective State Space Models, 2024
-(arXiv 2403.03900); the mixer of Dao, Gu, Transformers are SSMs (Mamba-2), ICML 2024 (arXiv 2405.21060).
+(arXiv 2403.03900); the mixer of Dao, Gu, Transformers are SSMs: Generalized Models and Efficient Algorithms Through
+Structured State Space Duality (Mamba-2), ICML 2024 (arXiv 2405.21060).
 
 Differences:
 

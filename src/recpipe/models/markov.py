@@ -1,8 +1,7 @@
 """Markov: first-order Markov chain over items, smoothed by popularity.
 
 Papers: Shani, Heckerman, Brafman, An MDP-Based Recommender System, JMLR 6, 2005; smoothing of Zhai, Lafferty, A Study
-of Smoothing Methods for Language Models Applied to Information Retrieval, TOIS 22, 2004 (doi 10.1145/984321.984322),
-eq. 6.
+of Smoothing Methods for Language Models Applied to Information Retrieval, TOIS 22, 2004 (doi 10.1145/984321.984322).
 
 P(j | i) = (c_ij + μ p_j) / (c_i + μ) with c_ij the number of times that item j follows item i, c_i their sum over j,
 and p_j = (n_j + 1) / (N + I) the share of item j in all N events: Dirichlet smoothing with the popularity of items as

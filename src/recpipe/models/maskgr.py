@@ -9,9 +9,10 @@ the order of the model's confidence.
 Differences:
 
 - Only codes of the target are masked, as in DiffGRM (Liu et al., 2025, arXiv 2510.21805), whose encoder–decoder this
-  is; the paper masks codes of whole histories in one encoder. History, rows and ``one_pass`` are as in TIGER.
+  is. The masks are uniform (DiffGRM: uncertain codes first). The paper masks codes of whole histories in one encoder.
+  History, rows and ``one_pass`` are as in TIGER.
 - Of L codes, n are masked, with n uniform in 1 .. L, and the loss is their mean: t = n / L and the weight 1 / t. Its
-  expectation is the bound of a t uniform in (0, 1), with less variance, and never is nothing masked.
+  expectation is the bound of a t uniform in (0, 1), with less variance, and at least one code is masked.
 - Search is constrained to the catalogue, never returns a seen or excluded item, and reveals one code per step; paper
   and DiffGRM can reveal several.
 

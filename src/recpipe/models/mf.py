@@ -11,8 +11,9 @@ Differences: histories are anonymous, so the factors of every user are computed 
 stored. For squared they minimise the training loss of that history with fixed items (ridge regression; negatives enter
 by their expectation). BPR has no closed form: the factors are a linear map of the sum of the items' factors divided by
 the root of their number, fitted by ridge regression to the trained users. Squared loss is of events, not of ratings.
-Where events have weights, the term of a pair, with its negatives and penalty, has the largest weight of the pair over
-their mean; so has an item of a history for squared. The map of BPR reads histories without weights.
+Adam in place of the papers' stochastic gradient descent. Where events have weights, the term of a pair, with its
+negatives and penalty, has the largest weight of the pair over their mean; so has an item of a history for squared. The
+map of BPR reads histories without weights.
 
 Shapes: B batch, T time, I items, U users, N items of a pair (the positive one, then its negatives), D width.
 """

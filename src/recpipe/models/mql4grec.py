@@ -12,7 +12,9 @@ Differences:
 - Instead of four prompt tokens per task, the decoder's first token tells the language to write, and the first token of
   the history that an item is aligned; so one encoding of a history serves both languages.
 - Every step trains all tasks, by their weights, instead of shares of the examples.
-- Search is constrained to the catalogue, with log-probabilities over all codes and no length penalty.
+- Scores of a search are sums of log-probabilities (authors' code: divided by the length). The softmax is the setting
+  ``softmax`` of TIGER (paper: ``all``).
+- Lists are fused by a mixture of probabilities (``ensemble: paper`` adds 1 to the score of items in both).
 - Pretraining is a run on other data sets whose ids are of the same quantizer, and ``init_from`` it.
 - Rows and passes: as in TIGER.
 

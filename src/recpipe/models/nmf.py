@@ -1,8 +1,8 @@
 """NMF: non-negative matrix factorisation, fitted by scikit-learn.
 
 Papers: Lee, Seung, Learning the Parts of Objects by Non-negative Matrix Factorization, Nature 401, 1999 (doi
-10.1038/44565); coordinate descent of Cichocki, Phan, Fast Local Algorithms for Large Scale Nonnegative Matrix and
-Tensor Factorizations, IEICE 2009.
+10.1038/44565), by multiplicative updates; coordinate descent of Cichocki, Phan, Fast Local Algorithms for Large Scale
+Nonnegative Matrix and Tensor Factorizations, IEICE 2009.
 
 X ≈ W H with W, H ≥ 0 for the user × item matrix X, by coordinate descent on ½‖X − W H‖² with penalties. A user's row of
 W is fitted to his history with H fixed, by the same descent in batches on the device (scikit-learn's ``transform``).

@@ -1,6 +1,6 @@
 """Parallel TIGER: all codes of the next item's semantic id at once, from one learned query per level.
 
-Source: N. Nguyen, efficient_generative_reco, 2025 (a repository, no paper).
+Source: Nathnf/efficient_generative_reco, 2025 (a repository on GitHub, no paper).
 
 An encoder of T5's shape reads a history, one token per item, and L queries attend to it together; query l gives the
 distribution of code l.
@@ -13,7 +13,10 @@ Differences:
 - With several kinds of ids, which the original prepares and does not read, an item is the tokens of all kinds, each
   kind has its L queries, and the probability of an item is a mixture of those of its ids, 0 where it has none of a
   kind: exact over the catalogue. The loss is the mean over the kinds.
-- Weights start at random instead of from t5-small. Training examples are those of TIGER.
+- ``softmax``: over the codes of each level by default, in the conf over the items (original: over the tokens of all
+  levels, ``all``).
+- Queries start at N(0, 1) instead of N(0, 0.02), other weights at random instead of from t5-small.
+- Training examples are those of TIGER.
 
 Shapes: B batch, T events, W targets of a row, L levels of all kinds of ids, I items, D width, V codes of a level, M
 targets.

@@ -2,9 +2,12 @@
 
 Paper: none.
 
-The windowed version is strong under a global time split: Popular-7-days beats eSASRec on ML-20M's.
+The windowed version is strong under a global time split: in the benchmark of eSASRec, popularity of seven days is above
+eSASRec on ML-20M (NDCG@10 .167, .156).
 
 Differences: none known.
+
+Shapes: B batch, I items.
 """
 
 from __future__ import annotations

@@ -8,10 +8,12 @@ blocks and a sampled softmax.
 
 Differences:
 
-- LayerNorm before each block on query, key and value (paper: query only).
+- LayerNorm before each branch on query, key and value; the residual is the input (authors' code: LayerNorm on the query
+  only, whose result is also the residual).
+- Attention has an output projection (authors' code: none), the feed-forward one dropout (authors' code: two).
 - The loss is a training setting, full softmax by default (paper: one negative per positive).
 - Right-padding; positions count from the first event of a window.
-- Dropout of attention weights is a separate setting, 0 by default.
+- Dropout of attention weights is a separate setting, 0 by default (authors' code: as the others).
 
 Shapes: B batch, T time, D width, H heads, I items.
 """

@@ -7,12 +7,16 @@ An encoder–decoder of T5's shape reads the semantic ids of a history and write
 Differences:
 
 - Search is constrained to the catalogue's prefix tree, so that no invalid id is generated.
-- A history begins with one learned token, or that of the hashed user. T5's layers are our own.
+- A history begins with one learned token, or with ``users`` that of the hashed user (paper: 2,000). T5's layers are our
+  own.
+- ``softmax: children``, in the conf, normalises over the codes that may follow in the catalogue (paper: ``all``).
+- ``recency``, in the conf, adds a bias by the age of an item to cross-attention.
 - With ``one_pass: true`` tokens of the encoder attend to their own item and earlier ones only, in training and
   evaluation, so that one encoding serves all targets of a sequence. ``one_pass: false`` with rows of one target
   (``train: {windows: all, stride: 1}``) makes every prefix of a sequence a training example, as in the paper.
 - Optionally (``rerank: dense``) a second head scores the items that the beam search returns, from the decoder's state
-  before the first code, as BARGE (arXiv 2607.21028) reranks its paths. It is trained along with the codes.
+  before the first code, as BARGE (Zeng et al., 2026, arXiv 2607.21028) reranks its paths. It is trained along with the
+  codes.
 
 Shapes: B batch, I items, K beams, L levels, N targets, D width.
 """

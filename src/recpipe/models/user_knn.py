@@ -6,8 +6,9 @@ Paper: Herlocker, Konstan, Borchers, Riedl, An Algorithmic Framework for Perform
 The training users most similar to a history vote for their items, weighted by similarity; the bundle contains their
 events.
 
-Differences: there are no ratings; a training user is his own neighbour, since histories are anonymous (this matters
-only where seen items may be recommended). Where events have weights, a vote counts by the largest weight of the pair.
+Differences: there are no ratings, and so no deviations from a user's mean; a training user is his own neighbour, since
+histories are anonymous (this matters only where seen items may be recommended). Where events have weights, a vote
+counts by the largest weight of the pair.
 
 Shapes: U users, I items, B batch, K neighbours.
 """

@@ -1,7 +1,7 @@
 """xLSTM: causal recurrent network of mLSTM and sLSTM blocks.
 
 Papers: Beck et al., xLSTM: Extended Long Short-Term Memory, NeurIPS 2024 (arXiv 2405.04517); blocks of Beck et al.,
-xLSTM 7B, ICML 2025 (arXiv 2503.13427).
+xLSTM 7B: A Recurrent LLM for Fast and Efficient Inference, ICML 2025 (arXiv 2503.13427).
 
 The blocks are those of the package ``xlstm`` (its kernels, ``mlstm_kernels``, are under the NXAI Community License).
 

@@ -4,11 +4,14 @@ import contextlib
 import dataclasses
 import io
 import re
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
+from recpipe.config.__main__ import main
 from recpipe.data.protocol import CHOICES, TIME_CHOICES, Protocol
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +34,20 @@ def test_every_example_prints_what_the_page_says():
         with contextlib.redirect_stdout(printed):
             exec(compile(code, "docs/protocols.md", "exec"), names)
         assert printed.getvalue() == output
+
+
+def test_commands_and_the_protocol_of_ones_own_run(tmp_path, monkeypatch, capsys):
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    ((path, content),) = re.findall(r"```yaml\n# (\S+)\n(.*?)```", PAGE, re.DOTALL)
+    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / path).write_text(content)
+    monkeypatch.chdir(tmp_path)
+    commands = [shlex.split(command) for command in re.findall(r"```bash\n(.*?)\n```", PAGE)]
+    assert [command[:3] for command in commands] == [["python", "-m", "recpipe.config"]] * 2
+    papers, own = (main(command[3:]) or capsys.readouterr().out for command in commands)
+    assert re.search(r"protocol.history +20 +# conf/base/parameters/protocols.yml", papers)
+    assert re.search(r"protocol.history +50 +# conf/local/parameters/protocols.yml", own)
+    assert re.search(r"protocol.name +last_50", own)
 
 
 def test_named_protocols_are_those_of_the_conf():

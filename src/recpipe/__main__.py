@@ -30,8 +30,11 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"error: {_unknown(name)}", file=sys.stderr)
         return 2
-    module = importlib.import_module(COMMANDS[name][0])
-    status: int = module.main(rest)
+    try:
+        status: int = importlib.import_module(COMMANDS[name][0]).main(rest)
+    except ModuleNotFoundError as error:
+        print(f"error: the package {error.name} is missing: `pip install {error.name}`", file=sys.stderr)
+        return 2
     return status
 
 

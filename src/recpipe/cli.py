@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import signal
 import threading
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +18,11 @@ from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.project import configure_logging
 from kedro.utils import find_kedro_project
 
+from recpipe import __version__
 from recpipe.config.checks import ConfigError
 from recpipe.config.files import parse_overrides, read_yaml
+
+log = logging.getLogger(__name__)
 
 
 @click.group(name="recpipe")
@@ -29,6 +34,7 @@ def _run(*args: Any, verbose: bool, **options: Any) -> Any:
     from recpipe.hooks.errors import be_verbose, one_line_errors
 
     _use_project_logging()
+    _check_version(find_kedro_project(Path.cwd()))
     if verbose:
         be_verbose()
     if options["pipeline"] and not options["pipelines"]:  # the singular is no different here, and Kedro deprecates it
@@ -62,6 +68,19 @@ def _use_project_logging() -> None:
     project = find_kedro_project(Path.cwd())
     if project is not None and project != Path.cwd() and "KEDRO_LOGGING_CONFIG" not in os.environ:
         configure_logging(read_yaml((project / "conf/logging.yml").read_text(encoding="utf-8")))
+
+
+def _check_version(project: Path | None) -> None:
+    """Warn where the settings of a project that `recpipe new` made are of another minor version than the package."""
+    if project is None:
+        return
+    tools = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8")).get("tool", {})
+    created = tools.get("recpipe", {}).get("version")
+    if created is not None and created.split(".")[:2] != __version__.split(".")[:2]:
+        log.warning(
+            "conf/ of this project is of recpipe %s, and %s is installed. `recpipe new` in another folder writes its "
+            "settings to compare with; then change the version in [tool.recpipe] of pyproject.toml", created, __version__
+        )  # fmt: skip
 
 
 def _overrides(_: click.Context, option: click.Parameter, value: Any) -> dict[str, Any]:

@@ -63,7 +63,8 @@ def create_project(folder: Path) -> Path:
     copy_shared(TEMPLATE if (TEMPLATE / "conf").is_dir() else TEMPLATE.parents[2], folder)
     (folder / "conf/local").mkdir()
     (folder / "conf/local/.gitkeep").touch()
-    _fill_in(folder / "pyproject.toml", folder.name)
+    for name in ("pyproject.toml", "README.md"):
+        _fill_in(folder / name, folder.name)
     _describe_sample(folder)
     return folder
 
@@ -88,7 +89,7 @@ def _may_stay(entry: Path) -> bool:
 
 
 def _fill_in(file: Path, name: str) -> None:
-    """Replace the placeholders of pyproject.toml."""
+    """Replace the placeholders of a file."""
     values = {"{name}": json.dumps(name)[1:-1], "{version}": __version__, "{kedro_version}": version("kedro")}
     text = file.read_text(encoding="utf-8")
     for placeholder, value in values.items():

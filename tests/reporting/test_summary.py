@@ -11,7 +11,7 @@ from recpipe.reporting.summary import format_log, format_summary
 
 
 def test_the_summary_fits_a_terminal(runs, users):
-    links = {"report": "data/08_reporting/online_retail/report.html", "MLflow": "make mlflow"}
+    links = {"report": "data/08_reporting/online_retail/report.html", "MLflow": "mlflow ui"}
     text = format_summary(leaderboard(runs), users, title="Online Retail", links=links)
     assert max(map(len, text.splitlines())) <= 100
     assert "sasrec" in text

@@ -56,6 +56,7 @@ class MlflowRuns:
 
     def __init__(self) -> None:
         self.where = ""  # experiment and run, for the summary
+        self.command = ""  # opens MLflow's page, where the runs are in a file
         self._client: Any = None
         self._experiment = self._parent = ""
         self._tags: dict[str, str] = {}
@@ -127,6 +128,7 @@ class MlflowRuns:
         name = f"{tags['pipelines']} {tags['models'].replace(' ', '+')}".strip()
         self._parent = client.create_run(self._experiment, run_name=name, tags=tags).info.run_id
         self.where = f"experiment {title}, run {name} ({self._parent})"
+        self.command = f"mlflow ui --backend-store-uri {conf['tracking_uri']}" if uri.startswith(SQLITE) else ""
 
     def _end_dead_runs(self, prefix: str) -> None:
         """Mark runs as killed that are still running in MLflow, and whose process on this machine is gone."""

@@ -177,7 +177,9 @@ class TrackingHooks:
         if runs is not None:
             runs.close("FINISHED")
             if runs.where:
-                logging.getLogger("recpipe.summary").info("MLflow  %s; `make mlflow` opens it", runs.where)
+                logging.getLogger("recpipe.summary").info(
+                    "MLflow  %s%s", runs.where, f"\n        {runs.command}" if runs.command else ""
+                )
 
     @hook_impl
     def on_pipeline_error(self, error: Exception) -> None:

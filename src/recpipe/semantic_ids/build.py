@@ -283,7 +283,7 @@ def check_ids(quality: Mapping[str, Any], dataset: str = "<data set>") -> dict[s
         raise QualityGateError(
             f"the {quality['modality']} ids did not pass the quality gate (semantic_ids.gate):\n"
             f"{''.join(line.format_map(check) for check in failed)}"
-            f"  Figures and numbers: data/08_reporting/{dataset}/semantic_ids, or `make viz`"
+            f"  Figures and numbers: data/08_reporting/{dataset}/semantic_ids, or `kedro viz run`"
         )
     log.info(
         "%s ids passed the quality gate: codes per level %s, least used level %.1f %%, %s distinct of %s before "

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from recpipe.cli import stop_at_sigterm
+from recpipe import __version__
+from recpipe.cli import check_version, stop_at_sigterm
 from recpipe.config import ConfigError
 from recpipe.session import check_path
 
@@ -40,3 +41,18 @@ def test_other_folders_are_taken(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     check_path(tmp_path / name)
     check_path(tmp_path / "missing [1]")
+
+
+@pytest.mark.parametrize(("created", "warns"), [("0.0.9", True), (__version__, False), (None, False)])
+def test_settings_of_another_minor_version_are_named(
+    created: str | None, warns: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    block = "" if created is None else f'[tool.recpipe]\nversion = "{created}"\n'
+    (tmp_path / "pyproject.toml").write_text(f"[tool.kedro]\n{block}", encoding="utf-8")
+    check_version(tmp_path)
+    assert ("recpipe 0.0.9, and" in caplog.text) == warns
+
+
+def test_a_command_outside_a_project_has_no_version_to_check(caplog: pytest.LogCaptureFixture) -> None:
+    check_version(None)
+    assert not caplog.text

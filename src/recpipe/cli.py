@@ -34,7 +34,7 @@ def _run(*args: Any, verbose: bool, **options: Any) -> Any:
     from recpipe.hooks.errors import be_verbose, one_line_errors
 
     _use_project_logging()
-    _check_version(find_kedro_project(Path.cwd()))
+    check_version(find_kedro_project(Path.cwd()))
     if verbose:
         be_verbose()
     if options["pipeline"] and not options["pipelines"]:  # the singular is no different here, and Kedro deprecates it
@@ -70,7 +70,7 @@ def _use_project_logging() -> None:
         configure_logging(read_yaml((project / "conf/logging.yml").read_text(encoding="utf-8")))
 
 
-def _check_version(project: Path | None) -> None:
+def check_version(project: Path | None) -> None:
     """Warn where the settings of a project that `recpipe new` made are of another minor version than the package."""
     if project is None:
         return
@@ -78,8 +78,8 @@ def _check_version(project: Path | None) -> None:
     created = tools.get("recpipe", {}).get("version")
     if created is not None and created.split(".")[:2] != __version__.split(".")[:2]:
         log.warning(
-            "conf/ of this project is of recpipe %s, and %s is installed. `recpipe new` in another folder writes its "
-            "settings to compare with; then change the version in [tool.recpipe] of pyproject.toml", created, __version__
+            "conf/ of this project is of recpipe %s, and %s is installed: compare it with what `recpipe new` writes to "
+            "another folder, then change the version in [tool.recpipe] of pyproject.toml", created, __version__,
         )  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def _overrides(_: click.Context, option: click.Parameter, value: Any) -> dict[st
 
 
 def _with_verbose(command: click.Command) -> click.Command:
-    """Add the option `--verbose` to a command, and read its `--params` as `python -m recpipe.config` does."""
+    """Add the option `--verbose` to a command, and read its `--params` as `recpipe config` does."""
     command = copy.copy(command)
     help_text = "Kedro's own log lines, and the traceback of an error."
     verbose = click.Option(["--verbose"], is_flag=True, help=help_text)

@@ -51,7 +51,7 @@ def create_project(folder: Path) -> Path:
     folder = folder.resolve()
     if characters := PATTERN_CHARACTERS & set(str(folder)):
         raise ValueError(
-            f"{folder} has {' '.join(sorted(characters))} in it, which Kedro reads as a pattern: rename it"
+            f"{folder} has {' '.join(sorted(characters))} in it, which Kedro reads as a pattern: choose another name"
         )
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: choose another name")

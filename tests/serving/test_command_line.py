@@ -196,7 +196,7 @@ def test_invalid_requests_are_one_line_errors(run, capsys, arguments, message):
 def test_options_that_cannot_be_read_are_refused(run, capsys, arguments):
     with pytest.raises(SystemExit, match="2"):
         main([str(run), *arguments.split()])
-    assert capsys.readouterr().err.splitlines()[-1].startswith("python -m recpipe.serving: error: argument --")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("recpipe recommend: error: argument --")
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
 """Show the resolved configuration, every value with its origin: a file and a key, or the command line.
 
-python -m recpipe.config show --params dataset=ml-1m,model=tiger
-python -m recpipe.config show models.tiger.train protocol --params dataset=ml-1m,model=tiger
-python -m recpipe.config diff --params dataset=ml-1m,model=sasrec+esasrec
+recpipe config show --params dataset=ml-1m,model=tiger
+recpipe config show models.tiger.train protocol --params dataset=ml-1m,model=tiger
+recpipe config diff --params dataset=ml-1m,model=sasrec+esasrec
 
-``describe`` shows the type, default and meaning of keys: python -m recpipe.config describe train.window
+``describe`` shows the type, default and meaning of keys: recpipe config describe train.window
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _model_info(type_: str) -> ModelInfo:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "python -m recpipe.config", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "recpipe config", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("command", choices=("show", "diff", "describe"), help="values; how models differ; meanings")
     parser.add_argument("keys", nargs="*", help="only these keys or blocks, such as protocol or models.tiger.train")

@@ -206,7 +206,10 @@ def read_parameters(conf: Path, env: str | None = None) -> Tree:
     YAML, and a key that stands in two files of one environment.
     """
     if not (conf / BASE).is_dir():
-        raise ConfigError(f"{conf} has no folder {BASE!r}, so it is not a conf folder of recpipe")
+        raise ConfigError(
+            f"{conf} has no folder {BASE!r}, so it is not a conf folder of recpipe: work in a project folder; "
+            "`recpipe new` creates one"
+        )
     env = env or DEFAULT_ENV
     if env != DEFAULT_ENV and not (conf / env).is_dir():
         names = ", ".join(sorted(path.name for path in conf.iterdir() if path.is_dir()))

@@ -1,14 +1,14 @@
 """Recommendations for one user, from the newest bundle of a model or of a run.
 
-python -m recpipe.serving data/06_models/online_retail/tiger --find lantern
-python -m recpipe.serving data/06_models/online_retail/tiger --items 21754,85123A --top 5
-python -m recpipe.serving data/06_models/online_retail/tiger --items 21754 --where 'price < 5 and train_events > 20'
-python -m recpipe.serving data/06_models/my_log/sasrec --items 7,9 --max-per-category brand=2 --diversity 0.3
-python -m recpipe.serving data/06_models/my_log/sasrec --new-items 0.2 --content data/06_models/my_log/text_knn
-python -m recpipe.serving data/06_models/my_log/sasrec --items 7 --times 1764000000 --rules '{seen: 30, exclude: ["8"]}'
-python -m recpipe.serving data/06_models/online_retail/sasrec/seed_42 --similar 21754
-python -m recpipe.serving data/06_models/my_log/sasrec/seed_42 --item 'Tea, green' --item ' 7'
-python -m recpipe.serving data/06_models/online_retail/tiger/seed_42 --items 21754 --search stochastic=true
+recpipe recommend data/06_models/online_retail/tiger --find lantern
+recpipe recommend data/06_models/online_retail/tiger --items 21754,85123A --top 5
+recpipe recommend data/06_models/online_retail/tiger --items 21754 --where 'price < 5 and train_events > 20'
+recpipe recommend data/06_models/my_log/sasrec --items 7,9 --max-per-category brand=2 --diversity 0.3
+recpipe recommend data/06_models/my_log/sasrec --new-items 0.2 --content data/06_models/my_log/text_knn
+recpipe recommend data/06_models/my_log/sasrec --items 7 --times 1764000000 --rules '{seen: 30, exclude: ["8"]}'
+recpipe recommend data/06_models/online_retail/sasrec/seed_42 --similar 21754
+recpipe recommend data/06_models/my_log/sasrec/seed_42 --item 'Tea, green' --item ' 7'
+recpipe recommend data/06_models/online_retail/tiger/seed_42 --items 21754 --search stochastic=true
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "python -m recpipe.serving", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "recpipe recommend", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, help="data/06_models/<dataset>/<model>, one of its seeds, or a bundle")
     parser.add_argument(

@@ -1,8 +1,8 @@
 """HTTP service of bundles.
 
-python -m recpipe.serving.server                                    newest bundles of the data set in conf
-python -m recpipe.serving.server --params dataset=ml-1m,model=tiger,serve.port=8001
-python -m recpipe.serving.server data/06_models/online_retail/sasrec shop=data/06_models/my_log/sasrec
+recpipe serve                     newest bundles of the data set in conf
+recpipe serve --params dataset=ml-1m,model=tiger,serve.port=8001
+recpipe serve data/06_models/online_retail/sasrec shop=data/06_models/my_log/sasrec
 
 Folders are those of a model, a seed or a bundle, each with an optional name; only so are data sets mixed. Requests
 that name no model get that of conf, or the first. The environment variable RECPIPE_API_KEY, if set, is the key that
@@ -236,7 +236,7 @@ def serve(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "python -m recpipe.serving.server", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "recpipe serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bundles", nargs="*", metavar="[NAME=]FOLDER", help="by default all models of the data set")
     parser.add_argument(

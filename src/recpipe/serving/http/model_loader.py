@@ -62,7 +62,7 @@ class ModelLoader:
         if self._dataset not in (None, dataset):
             raise ValueError(
                 f"it is of the data set {dataset} and lies in the folder of {self._dataset}; to serve both, name the "
-                f"folders: python -m recpipe.serving.server {folder} …"
+                f"folders: recpipe serve {folder} …"
             )
         items = self._items(folder)
         current = items if items is not None and items.is_file() else None

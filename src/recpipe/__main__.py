@@ -13,6 +13,7 @@ from recpipe import __version__
 COMMANDS = {  # name: module with `main(arguments) -> int`, imported when it is called; line of the help
     "new": ("recpipe.new_project", "create a project folder with configuration and a small data set"),
     "config": ("recpipe.config.__main__", "show the resolved settings, each with its origin"),
+    "dataset": ("recpipe.data.describe", "describe a raw log, and write its data-set file"),
     "recommend": ("recpipe.serving.__main__", "recommend items for one user, from a trained model"),
     "serve": ("recpipe.serving.server", "serve trained models over HTTP, with the explorer"),
 }

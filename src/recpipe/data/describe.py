@@ -1,7 +1,7 @@
 """Describe a raw log and propose its data-set file: delimiter, encoding, roles of columns, time format, cleaning steps.
 
-python -m recpipe.data.describe data/01_raw/my_shop/orders.csv
-python -m recpipe.data.describe orders.csv --name my_shop --items products.csv --user-id client --item-id article
+recpipe dataset data/01_raw/my_shop/orders.csv
+recpipe dataset orders.csv --name my_shop --items products.csv --user-id client --item-id article
 
 Writes conf/local/parameters/datasets/<name>.yml. Roles come from the names of columns and their values; options name a
 column where the guess is wrong. Only the first rows are read, 200,000 by default. Files: CSV, TSV, JSON lines, an array

@@ -151,14 +151,14 @@ def installation(packages: tuple[Path, Path], tmp_path_factory: pytest.TempPathF
     folder = tmp_path_factory.mktemp("installed") / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     python = folder / "bin" / "python"
-    install = ["install", "--quiet", "--no-deps", "--no-index", str(packages[1])]
-    subprocess.run([sys.executable, "-m", "pip", "--python", str(python), *install], check=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    install = ["install", "--quiet", "--ignore-installed", "--no-deps", "--no-index", str(packages[1])]
+    subprocess.run([sys.executable, "-m", "pip", "--python", str(python), *install], env=environment, check=True)
     site = subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True)
     (Path(site.strip()) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
     kedro = folder / "bin" / "kedro"
     kedro.write_text(f"#!{python}\nfrom kedro.framework.cli import main\nmain()\n", encoding="utf-8")
     kedro.chmod(0o755)
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return folder / "bin", environment | {"PATH": f"{folder / 'bin'}{os.pathsep}{environment['PATH']}"}
 
 

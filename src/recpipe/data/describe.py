@@ -168,6 +168,8 @@ def report(log: Description) -> list[str]:
         example = next(filter(None, values), "")
         lines.append(f"{column:{width}}  {roles.get(column, '-'):10}  {len(set(values)):9,}  {example[:50]}")
     lines += ["", ", ".join(f"{number:,} {name}" for name, number in log.counts.items())]
+    if missing := sample.rows - log.counts["events"]:
+        lines.append(f"{missing:,} rows have no user or no item")
     if log.time:
         lines.append(f"times: {log.time.name}, {log.time.first} to {log.time.last}")
         if log.time.ambiguous:
@@ -231,7 +233,7 @@ def _weight_hint(log: Description) -> str | None:
     names = [column for column in log.sample.columns if column.lower() in NAMES["weight"].split()]
     if not names or "weight" in log.columns:
         return None
-    return f"      # weight: {_quoted(names[0])} under columns: events count by it in training"
+    return f"      # with `weight: {_quoted(names[0])}` in columns, events would count by it in training"
 
 
 def _items_options(product: Sample, log: Description) -> tuple[list[str], list[str]]:

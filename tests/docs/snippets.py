@@ -29,7 +29,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import yaml
 
@@ -222,7 +225,7 @@ class PageRunner:
         )
         self._stack.callback(_stop, process)
         limit = time.monotonic() + 120
-        while not _answers(int(free)):
+        while not _is_ready(int(free)):
             if process.poll() is not None or time.monotonic() > limit:
                 log.seek(0)
                 raise snippet.fail(f"the service does not answer on port {free}:\n{text}\n{_tail(log.read())}")
@@ -288,10 +291,15 @@ def _free_port() -> int:
         return listener.getsockname()[1]
 
 
-def _answers(port: int) -> bool:
-    with socket.socket() as client:
-        client.settimeout(1)
-        return client.connect_ex(("127.0.0.1", port)) == 0
+def _is_ready(port: int) -> bool:
+    """Return whether a service answers, and its route /ready, if there is one, not with 503."""
+    try:
+        urlopen(f"http://127.0.0.1:{port}/ready", timeout=5).close()
+    except HTTPError as error:
+        return error.code != HTTPStatus.SERVICE_UNAVAILABLE
+    except OSError:
+        return False
+    return True
 
 
 def _stop(process: subprocess.Popen) -> None:

@@ -29,6 +29,7 @@ HISTORY = ("22423", "47566", "22720", "21754")  # cake stand, bunting, cake tins
 WIDTH, HEIGHT = 1160, 700
 COLOURS = 128  # of the palette: keeps a picture below 250 KB
 PORT = 8765
+SECTIONS = ("certainty", "segments", "audit", "semantic-ids")  # of the report, for the tutorials
 THEMES = {"light": False, "dark": True}
 
 
@@ -45,20 +46,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as profile, browser_tab(Path(profile)) as tab:
         for theme, dark in THEMES.items():
             tab.screen(WIDTH, HEIGHT, dark=dark)
-            save(args.out / f"report-{theme}.png", report_picture(tab, report))
+            save(args.out / f"report-{theme}.png", report_picture(tab, report, "leaderboard"))
+            for section in SECTIONS:
+                save(args.out / f"report-{section}-{theme}.png", report_picture(tab, report, section))
         with service(args.data) as address:
             for theme, dark in THEMES.items():
                 tab.screen(WIDTH, HEIGHT, dark=dark)
                 save(args.out / f"explorer-{theme}.png", explorer_picture(tab, address))
 
 
-def report_picture(tab: Tab, report: Path) -> bytes:
-    """Return a screenshot of the leaderboard of a report and the figures below it."""
+def report_picture(tab: Tab, report: Path, section: str) -> bytes:
+    """Return a screenshot of a section of a report, such as the leaderboard, from its heading on."""
     tab.call("Page.navigate", url="about:blank")
     tab.call("Page.navigate", url=report.resolve().as_uri())
     tab.until("document.readyState === 'complete' && document.querySelector('.plot .main-svg, .plot svg')")
     tab.run("document.documentElement.style.scrollBehavior = 'auto'")
-    tab.run("document.querySelector('#leaderboard').scrollIntoView()")
+    tab.run(f"document.querySelector('#{section}').scrollIntoView()")
     return screenshot(tab)
 
 

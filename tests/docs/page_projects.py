@@ -19,7 +19,9 @@ def small_project(folder: Path) -> Path:
     raw = project / "data" / "01_raw"
     raw.unlink()  # a link to all raw data
     raw.mkdir()
-    (raw / "online_retail").symlink_to(PROJECT / "data" / "01_raw" / "online_retail", target_is_directory=True)
+    (raw / "online_retail").mkdir()  # pages may add files to it
+    for file in (PROJECT / "data" / "01_raw" / "online_retail").glob("[!.]*"):
+        (raw / "online_retail" / file.name).symlink_to(file)
     return project
 
 

@@ -10,7 +10,7 @@ Differences:
   replacements. One position more than the history has events, so that the appended [MASK] displaces none.
 - Positions count from a row's first event, as in the authors' code; with ``count_from: end`` from its last, as in
   RecTools.
-- No limit of the masked events of a row (authors: 40 on ml-1m).
+- Every event is masked with the probability ``mask_share`` (authors' code: this share of each row, rounded).
 - The validation event is no training event (authors' code: it is).
 - No output bias: scores are a product with the item table, as in every other model.
 - LayerNorm before each branch; ``norm_first: false`` is BERT's block.

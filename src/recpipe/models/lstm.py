@@ -4,7 +4,7 @@ Papers: Hochreiter, Schmidhuber, Long Short-Term Memory, Neural Computation 1997
 forget gate of Gers, Schmidhuber, Cummins, Learning to Forget: Continual Prediction with LSTM, Neural Computation 2000
 (doi 10.1162/089976600300015015); recommender after Hidasi et al., GRU4Rec, ICLR 2016 (arXiv 1511.06939).
 
-Differences: those of GRU4Rec (``gru4rec``), except its last.
+Differences: those of GRU4Rec (``gru4rec``), except that of the reset gate.
 
 Shapes: B batch, T time, D width, I items.
 """

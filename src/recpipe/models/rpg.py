@@ -7,7 +7,8 @@ the items, and one head per code predicts all codes of the next item at once.
 
 Differences:
 
-- Search is over the whole catalogue, exactly. ``search: graph`` is the paper's; see ``recpipe.decoding.graph``.
+- Search is over the whole catalogue, exactly. ``search: graph`` is the paper's, but begins at items spread over the
+  catalogue instead of random ones; see ``recpipe.decoding.graph``.
 - Embedded items times √D (``scale_embeddings``), an option of the conf: without it little is learned in few epochs.
 - Exact GELU, as in other models. Items without an id share one embedding per level, and are never recommended.
 - ``softmax: items`` normalises over the items instead of over the codes of each level (decision 30), an option.

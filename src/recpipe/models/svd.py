@@ -40,8 +40,8 @@ class SVD(ClosedForm):
         - binary: 1
         - log: ln(1 + c)
         - tfidf: (1 + ln c) · (1 + ln((1 + U) / (1 + n))), scikit-learn's smoothed form with sublinear counts
-        - popularity: n^((exponent - 1) / 2), EigenRec's scaling (Nikolakopoulos et al., Inf. Sci. 2019): 1 is binary,
-          less weakens popular items
+        - popularity: n^((exponent - 1) / 2), EigenRec's scaling (Nikolakopoulos et al., Knowl. Inf. Syst. 2019): 1 is
+          binary, less weakens popular items
 
         Where events have weights, c is their sum and w the largest weight of the pair: binary w, log ln(1 + c), tfidf w
         (1 + ln(c / w)) times the same factor, popularity w · n^((exponent - 1) / 2) with n = Σ w² over the users.

@@ -5,25 +5,17 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import os
-import re
-import shlex
-import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from tests.docs.snippets import run_page
 
 pytestmark = pytest.mark.slow
 
 SESSIONS, ITEMS = 60, 15
-
-
-def blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def write_sessions(path: Path, histories: dict[str, list[int]], *, extra: str = "") -> None:
@@ -36,37 +28,27 @@ def write_sessions(path: Path, histories: dict[str, list[int]], *, extra: str = 
 
 
 @pytest.fixture
-def competition(project: Path, project_copy: Path) -> tuple[Path, list[str]]:
-    """A project with the files of the tutorial; sessions of the sample, in order."""
-    tutorial = (project / "docs" / "tutorials" / "competition.md").read_text(encoding="utf-8")
-    raw = project_copy / "data" / "01_raw"
-    raw.unlink()  # the link to the bundled data
-    (raw / "shop").mkdir(parents=True)
-    (datasets := project_copy / "conf" / "base" / "parameters" / "datasets").mkdir(exist_ok=True)
-    (datasets / "shop.yml").write_text(blocks(tutorial, "yaml")[0])
+def competition(project: Path, page_project: Path) -> tuple[Path, list[str]]:
+    """A project after the commands of the tutorial, on small files; sessions of the sample, in order."""
+    raw = page_project / "data" / "01_raw" / "shop"
+    raw.mkdir()
     rng = np.random.default_rng(0)
     walks = {f"s{n}": ((rng.integers(ITEMS) + np.arange(rng.integers(4, 9))) % ITEMS).tolist() for n in range(SESSIONS)}
-    write_sessions(raw / "shop" / "train.csv", walks)
+    write_sessions(raw / "train.csv", walks)
     bad = "t0;p3;yesterday\n;p4;2024-01-01 00:00:00\n"
     test = {f"t{n}": [n % ITEMS, (n + 1) % ITEMS] for n in range(12)}
-    write_sessions(raw / "shop" / "test_sessions.csv.gz", test, extra=bad)
+    write_sessions(raw / "test_sessions.csv.gz", test, extra=bad)
     sessions = [*reversed(test), "never_seen"]
     sample = "session,predictions\n" + "".join(f"{session},\n" for session in sessions)
-    (raw / "shop" / "sample_submission.csv").write_text(sample)
-    commands = "".join(blocks(tutorial, "bash")).splitlines()
-    for command in commands:
-        words = [sys.executable, "-m", *shlex.split(command)]
-        environment = os.environ | {"PYTHONPATH": str(project / "src")}
-        done = subprocess.run(
-            words, cwd=project_copy, env=environment, capture_output=True, text=True, timeout=600, check=False
-        )
-        assert done.returncode == 0, (command, done.stderr[-3000:])
-    return project_copy, sessions
+    (raw / "sample_submission.csv").write_text(sample)
+    run_page(project / "docs" / "tutorials" / "competition.md", page_project)
+    return page_project, sessions
 
 
 def test_the_commands_of_the_tutorial_make_the_submission(competition) -> None:
     folder, sessions = competition
-    (output,) = (folder / "data/07_model_output/shop/item_knn/seed_42/recommendations").iterdir()
+    output, after_refit = sorted((folder / "data/07_model_output/shop/item_knn/seed_42/recommendations").iterdir())
+    assert (output / "submission.csv").read_text() != (after_refit / "submission.csv").read_text()
     header, *rows = csv.reader((output / "submission.csv").open(newline=""))
     assert header == ["session", "predictions"]
     assert [session for session, _ in rows] == sessions

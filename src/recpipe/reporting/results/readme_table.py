@@ -46,14 +46,17 @@ def update_readme(text: str, rows: Iterable[OurRow], titles: Mapping[str, str]) 
 
 
 def readme_table(rows: Iterable[OurRow], titles: Mapping[str, str]) -> str:
-    """Format the table as Markdown; the best number of a column is bold, and settings that matter are a footnote."""
+    """Format the table as Markdown: the best of a complete column in bold, a bias on seen items as a footnote."""
     newest: dict[tuple[str, Column], OurRow] = {}
     for row in sorted(rows, key=lambda row: row.finished):
         newest[row.model, Column(row.dataset, str(row.protocol.get("name")))] = row
     links = [f"[{titles.get(column.dataset, column.dataset)}](docs/results/{column.dataset}.md)" for column in COLUMNS]
     head = ["model", "what", *(f"{link}, `{column.protocol}`" for link, column in zip(links, COLUMNS, strict=True))]
     lines = [head, ["---", "---", *["---:"] * len(COLUMNS)]]
-    best = {column: max((_value(newest.get((model, column))) for model in MODELS), default=0.0) for column in COLUMNS}
+    best = {}
+    for column in COLUMNS:
+        values = [_value(newest.get((model, column))) for model in MODELS]
+        best[column] = max(values) if all(values) else None
     for model, what in MODELS.items():
         cells = [_cell(newest.get((model, column)), best[column]) for column in COLUMNS]
         lines.append([f"`{model}`", what, *cells])
@@ -74,7 +77,7 @@ def _value(row: OurRow | None) -> float:
     return row.metrics[METRIC].mean if row is not None and METRIC in row.metrics else 0.0
 
 
-def _cell(row: OurRow | None, best: float) -> str:
+def _cell(row: OurRow | None, best: float | None) -> str:
     value = _value(row)
     if not value:
         return MISSING

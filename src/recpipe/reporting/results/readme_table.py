@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from recpipe.reporting.results.ours import OurRow
 
 START, END = "<!-- results -->", "<!-- /results -->"
 METRIC = "ndcg@10"
+WIDTH = 100  # characters of a line of prose
 MODELS = {  # conf name: what it is
     "popular": "most events",
     "item_knn": "neighbours of items",
@@ -70,7 +72,7 @@ def readme_table(rows: Iterable[OurRow], titles: Mapping[str, str]) -> str:
         "a number added to the scores of items in the history."
         for (column, bias), models in biases.items()
     ]
-    return f"{table}\n" + (f"\n{' '.join(notes)}\n" if notes else "")
+    return f"{table}\n" + (f"\n{textwrap.fill(' '.join(notes), WIDTH)}\n" if notes else "")
 
 
 def _value(row: OurRow | None) -> float:

@@ -50,7 +50,7 @@ mlflow: $(VENV)/.stamp-recpipe  ## the tracking UI on http://127.0.0.1:5000
 	$(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///mlflow.db
 
 clean:  ## remove .venv, caches and what runs wrote (raw data stays)
-	rm -rf .venv site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis mlruns mlflow.db
+	rm -rf .venv build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis mlruns mlflow.db
 	find data -mindepth 2 -not -path 'data/01_raw/*' -not -name .gitkeep -delete
 
 $(BIN)/python:

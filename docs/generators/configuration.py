@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from recpipe.config.fields import show
 from recpipe.config.reference import Reference, Setting
-from recpipe.config.reference_sections import LOSSES
+from recpipe.config.reference_sections import EXTRA, LOSSES
 from recpipe.data.sampling import STEPS
 from recpipe.training.losses import loss_class
 
@@ -18,9 +19,8 @@ ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
 PARAMETERS = "conf/base/parameters"
 VALUE = re.compile(
-    r"^[a-z_0-9+]+(?: \(|:|,? or [a-z_0-9]+(?:[;:,.(]|$)|, [a-z_0-9]+(?:,| or|:|;| \())"
+    r"^(?:none,|auto,|[a-z_0-9+]+(?: \(|:|,? or [a-z_0-9]+(?:[;:,.(]|$)|, [a-z_0-9]+(?:,| or|:|;| \()))"
 )  # a meaning that begins with an allowed value
-NAME_OF_KEY = re.compile(r"\b[a-z_]+\.[a-z_]+\b")
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,8 @@ def block_settings(block: str, reference: Reference) -> list[Setting]:
     if not block:
         return [setting for setting in at_top if setting.key != "requests"]
     inside = [setting for setting in reference.settings if setting.key.rpartition(".")[0] == block]
+    if block == "datasets.<name>":  # its own keys before those that override other blocks
+        inside.sort(key=lambda setting: setting.key in EXTRA)
     return [*([setting for setting in at_top if setting.key == "requests"] if block == "recommend" else []), *inside]
 
 
@@ -210,26 +212,26 @@ def _steps() -> Iterator[str]:
         parameters = [p for p in inspect.signature(step).parameters.values() if p.name != "log"]
         arguments = [p.name if p.default is p.empty else f"{p.name} ({_default(p.default)})" for p in parameters]
         about = inspect.cleandoc(step.__doc__ or "").split("\n\n")
-        text = " ".join(about[:2]).replace("\n", " ").replace("``", "`")
+        text = " ".join(about[:2]).replace("\n", " ").replace("``", "`").partition(" Raises ")[0]
         names = ", ".join(f"`{argument}`" for argument in arguments)
         yield f"{heading(name, f'step-{name}')}\n\nArguments: {names}\n{{ .setting-type }}\n"
         yield f"{text}\n"
 
 
 def _default(value: object) -> str:
-    return "null" if value is None else f"default {value}"
+    return f"default {show(value)}"
 
 
 def sentence(text: str, *, capital: bool = True) -> str:
     """Return a comment as Markdown: a sentence, with names in angle brackets and keys as code."""
     text = text.strip()
-    is_name = re.match(r"\S*[A-Z_/]", text) is not None
+    is_name = re.match(r"\S*(?:[A-Z_/]|\w\.\w)", text) is not None
     if capital and text and not is_name and not VALUE.match(text):
         text = text[0].upper() + text[1:]
     parts = re.split(r"(`[^`]*`)", text)
     for number in range(0, len(parts), 2):
         parts[number] = re.sub(r"(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})", r"`\1`", parts[number])
-        parts[number] = re.sub(r"(?<!`)([\w./:-]*<[a-z ]+>[\w./:<>@-]*)", r"`\1`", parts[number])
+        parts[number] = re.sub(r"(?<!`)((?:[\w./:-]*<[a-z ]+>)+(?:[\w./:@-]*\w)?)", r"`\1`", parts[number])
         parts[number] = re.sub(r"(?<![`\w])([*_])", r"\\\1", parts[number])
     text = "".join(parts)
     return text if not text or text[-1] in ".:;?" else f"{text}."

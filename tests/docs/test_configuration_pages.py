@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from docs.generators import configuration
 from docs.generators.configuration import CONF, PAGES, block_settings, sentence
+from tests.docs.snippets import run_page
 
 from recpipe.config.reference import Reference
 from recpipe.data.sampling import STEPS
@@ -77,6 +79,16 @@ def test_the_index_names_the_sources_in_the_order_of_precedence():
     order = ["the defaults", "the data set", "the model", "for a profile", "for a data set", "the command line"]
     places = [index.index(text, index.index("## Which value counts")) for text in order]
     assert places == sorted(places)
+
+
+def test_the_commands_of_the_index_work(page_project: Path):
+    """Except that sizes of the small models stand in conf/local, the outputs are those of the page."""
+    outputs = run_page(page_project / "docs/configuration/index.md", page_project)
+    texts = [output.stdout for output in outputs]
+    assert any(text.startswith("train.ema: number or null, default null") for text in texts)
+    assert any("wide_sasrec: 128" in text for text in texts)
+    bundles = page_project / "data/06_models/online_retail/item_knn"
+    assert {path.name for path in bundles.iterdir()} == {"seed_7", "seed_42"}
 
 
 @pytest.mark.parametrize(

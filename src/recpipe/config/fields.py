@@ -173,7 +173,7 @@ def _docstring_meanings(docstring: str, names: Sequence[str]) -> dict[str, str]:
             current.append(line.strip())
         else:
             current = []
-    result = {name: " ".join(parts) for name, parts in entries.items()}
+    result = {name: entry.split(" ".join(parts))[0].rstrip("; ") for name, parts in entries.items()}
     for paragraph in re.split(r"\n\s*\n", text):
         for sentence in SENTENCE.split(" ".join(paragraph.split())):
             for name in dict.fromkeys(FIELD.findall(sentence)):

@@ -75,7 +75,7 @@ class Reference:
     def _extra(self) -> Iterator[Setting]:
         for key, (type_, default, meaning) in EXTRA.items():
             leaf = None if key.startswith("datasets.") else self.leaf(key)
-            text = default if leaf is None or default else f"`{show(leaf.value)}`"
+            text = default if leaf is None or default or NAME in key else f"`{show(leaf.value)}`"
             comment = self.comment(leaf) if leaf is not None else ""
             yield Setting(
                 key, type_, text, meaning or comment or self.block_comment(key), file=leaf.file if leaf else ""

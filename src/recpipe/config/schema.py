@@ -212,7 +212,7 @@ class ItemTable(Block):
 class TextContent(Block):
     """The text of an item that is embedded."""
 
-    template: str  # with columns of the items in braces, as "{title}. {brand}"
+    template: str  # with columns of the items in braces, as `"{title}. {brand}"`
     tables: list[ItemTable] = []  # files with further columns
 
 
@@ -240,18 +240,18 @@ class DatasetConfig(Block):
 
     title: str | None = None  # name in reports
     source: str  # reader of the files, a module in recpipe/data/readers
-    like: str | None = None  # a data set whose settings are taken, see ``Configuration``
+    like: str | None = None  # a data set that comes with the project, whose settings this one takes, below its own
     profile: str | None = None  # tuned settings of models: a name of ``profiles``, or auto, chosen by the log
     homepage: str | None = None  # web page of the data, for the report
     url: str | None = None  # archive that missing files are fetched from
     checksum: str | None = None  # hash of the archive: md5:... or sha256:...
-    licence: str | None = None  # shown once before a download
-    citation: str | None = None  # for the report
+    licence: str | None = None  # terms, shown once before a download
+    citation: str | None = None  # publication of the data, for the report
     files: dict[str, Any] = {}  # name, pattern, or {name, url, checksum} of the roles interactions, items and users
     options: dict[str, Any] | None = None  # options of the reader: the fields of its ``Options``
     bad_rows: str = "quarantine"  # rows that cannot be used: quarantine (stored apart), drop (only counted) or fail
     steps: list[dict[str, Any]] | None = None  # cleaning and sampling, in order, as {step: k_core, users: 5, items: 5}
-    protocols: dict[str, dict[str, Any] | None] | None = None  # names with overrides, see ``recpipe.config.protocols``
+    protocols: dict[str, dict[str, Any] | None] | None = None  # named protocols with overrides, the default first
     content: ContentConfig | None = None  # text and images of items; without it there are no embeddings
 
 

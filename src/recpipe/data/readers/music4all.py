@@ -18,7 +18,7 @@ from recpipe.data.files.text_files import delimited_source
 
 @dataclass(frozen=True)
 class Options:
-    """timestamp: iso as published (``2019-05-01 17:31``), or the unit or strptime format of a derived file."""
+    """timestamp: ``iso`` as published (``2019-05-01 17:31``), or the unit or strptime format of a derived file."""
 
     timestamp: str = "iso"
 

@@ -20,7 +20,7 @@ CODE = "upper(trim(StockCode))"  # a few lines have the letter of a code in lowe
 
 @dataclass(frozen=True)
 class Options:
-    """goods: regular expression of the stock codes of goods; not_goods: codes that match it and are not goods."""
+    """goods: regular expression of the stock codes of goods; not_goods: codes that match ``goods`` and are none."""
 
     goods: str = "^[0-9]{5}"
     not_goods: Sequence[str] = ()

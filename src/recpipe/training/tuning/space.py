@@ -28,11 +28,11 @@ class Range:
     not. ``default`` is the value of a setting that the conf does not name, such as an argument of the optimiser.
     """
 
-    low: float | None = None
-    high: float | None = None
-    log: bool = False
-    step: float | None = None
-    choices: tuple[Any, ...] | None = None
+    low: float | None = None  # smallest value
+    high: float | None = None  # largest value
+    log: bool = False  # whether values are drawn on a logarithmic scale
+    step: float | None = None  # distance between two values
+    choices: tuple[Any, ...] | None = None  # the only values, in place of a range; lists are possible, blocks are not
     default: Any = None
 
     def __post_init__(self) -> None:

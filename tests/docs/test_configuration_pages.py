@@ -83,7 +83,7 @@ def test_the_index_names_the_sources_in_the_order_of_precedence():
 
 def test_the_commands_of_the_index_work(page_project: Path):
     """Except that sizes of the small models stand in conf/local, the outputs are those of the page."""
-    outputs = run_page(page_project / "docs/configuration/index.md", page_project)
+    outputs = run_page(CONF.parent / "docs/configuration/index.md", page_project)
     texts = [output.stdout for output in outputs]
     assert any(text.startswith("train.ema: number or null, default null") for text in texts)
     assert any("wide_sasrec: 128" in text for text in texts)

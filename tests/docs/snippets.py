@@ -44,7 +44,7 @@ FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,})(?P<language>[\w+-]*) *(?P<r
 DIRECTIVE = re.compile(r"^ *<!-- test: *(\w+)(?:, *(.+?))? *-->$")
 PATH = re.compile(r"^# ((?:[\w.-]+/)+[\w-]+\.\w+)$")
 ADDRESS = re.compile(r"127\.0\.0\.1:(\d+)")
-TIMEOUT = 400  # seconds of one block
+TIMEOUT = 900  # seconds of one block
 TAIL = 25  # lines of output in an error
 
 
@@ -169,25 +169,28 @@ class PageRunner:
             trap = 'trap \'printf "block line %s: %s\\n" "$LINENO" "$BASH_COMMAND" >&2\' ERR'
             # line numbers of the script are those of the page
             script.write_text(f"set -E; {trap}{chr(10) * (snippet.line - 1)}{self._with_free_ports(snippet.text)}")
+            process = subprocess.Popen(
+                ["bash", "-eu", script],
+                cwd=self.project,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
             try:
-                process = subprocess.run(
-                    ["bash", "-eu", script],
-                    cwd=self.project,
-                    env=self.environment,
-                    capture_output=True,
-                    text=True,
-                    stdin=subprocess.DEVNULL,
-                    timeout=TIMEOUT,
-                    check=False,
-                )
+                stdout, stderr = process.communicate(timeout=TIMEOUT)
             except subprocess.TimeoutExpired as error:
                 raise snippet.fail(f"not done after {TIMEOUT} s:\n{snippet.text}") from error
+            finally:
+                _stop(process)
         if process.returncode:
-            failed = re.search(r"^block line (\d+): ([^\0]*)\Z", process.stderr, re.MULTILINE)
+            failed = re.search(r"^block line (\d+): ([^\0]*)\Z", stderr, re.MULTILINE)
             line, command = (int(failed[1]), failed[2].strip()) if failed else (snippet.line, snippet.text)
-            output = _tail(process.stdout + process.stderr)
+            output = _tail(stdout + stderr)
             raise snippet.fail(f"exit status {process.returncode} of\n  {command}\n{output}", line=line)
-        return Output(snippet, process.stdout, process.stderr)
+        return Output(snippet, stdout, stderr)
 
     def _python(self, snippet: Snippet) -> Output:
         if self._interpreter is None:

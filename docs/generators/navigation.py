@@ -49,9 +49,28 @@ def navigation(texts: Mapping[str, str]) -> list[Any]:
     return nav + sorted(rest)
 
 
-def _in_order(pages: set[str], folder: str, texts: Mapping[str, str]) -> list[str]:
+def _in_order(pages: set[str], folder: str, texts: Mapping[str, str]) -> list[Any]:
     index = f"{folder}index.md"
-    own = [f"{name}.md" for name in ORDER.get(folder, [])]
-    names = own or LINK.findall(texts.get(index, ""))
-    order = {page: number for number, page in enumerate(dict.fromkeys([index, *(folder + name for name in names)]))}
-    return sorted(pages, key=lambda page: (order.get(page, len(order)), page))
+    if folder in ORDER:
+        names = [f"{folder}{name}.md" for name in ORDER[folder]]
+        order = {page: number for number, page in enumerate([index, *names])}
+        return sorted(pages, key=lambda page: (order.get(page, len(order)), page))
+    groups = _groups(texts.get(index, ""), folder, pages - {index})
+    rest = sorted(pages - {index}.union(*groups.values()))
+    first = [index] if index in pages else []
+    if len(groups) > 1:
+        return [*first, *({title: names} for title, names in groups.items()), *rest]
+    return [*first, *(name for names in groups.values() for name in names), *rest]
+
+
+def _groups(index: str, folder: str, pages: set[str]) -> dict[str, list[str]]:
+    """Pages by the heading of the index page below which they are linked first."""
+    groups: dict[str, list[str]] = {}
+    seen: set[str] = set()
+    for part in re.split(r"^## ", index, flags=re.MULTILINE):
+        linked = [folder + name for name in LINK.findall(part) if folder + name in pages]
+        new = [page for page in dict.fromkeys(linked) if page not in seen]
+        seen |= set(new)
+        if new:
+            groups[part.partition("\n")[0].strip()] = new
+    return groups

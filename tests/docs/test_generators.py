@@ -90,6 +90,11 @@ class TestNavigation:
         (section,) = navigation.navigation(texts)
         assert section["Models"] == ["models/index.md", "models/b.md", "models/a.md", "models/c.md"]
 
+    def test_headings_of_an_index_become_groups(self):
+        texts = {"models/index.md": "# Models\n## Old\n[a](a.md)\n## New\n[b](b.md) and [a](a.md)\n"}
+        (section,) = navigation.navigation(texts | {"models/a.md": "", "models/b.md": ""})
+        assert section["Models"] == ["models/index.md", {"Old": ["models/a.md"]}, {"New": ["models/b.md"]}]
+
 
 def test_two_generators_of_one_page_are_refused(monkeypatch):
     monkeypatch.setattr(registry, "GENERATORS", ("api", "api"))

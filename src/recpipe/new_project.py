@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     enter = [] if folder == Path.cwd() else [f"  cd {_shell_word(str(options.folder))}"]
     steps = [
-        "  kedro run        # trains and compares three models, about a minute",
+        "  kedro run        # trains and compares three models, a few minutes",
         "  recpipe serve    # the explorer, on http://127.0.0.1:8000",
     ]
     print("\n".join([f"Created {folder} for recpipe {__version__}. Next:", "", *enter, *steps, ""]))

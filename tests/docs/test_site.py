@@ -98,13 +98,12 @@ def open_in(tab: Tab, address: str) -> None:
 
 
 def hits(tab: Tab, text: str) -> list[str]:
-    """Type into the search field; return the pages of the hits, best first."""
+    """Type into the search field; return the paths of the hits, best first."""
     tab.run("document.querySelector('.md-search__input').focus()")
     tab.type(text)
     tab.until("document.querySelector('.md-search-result__item a')", seconds=60)
     return tab.run(
-        "[...document.querySelectorAll('.md-search-result__item > a')]"
-        ".map((link) => new URL(link.href).pathname.split('/site/').pop().replace(/^[/]/, ''))"
+        "[...document.querySelectorAll('.md-search-result__item > a')].map((link) => new URL(link.href).pathname)"
     )
 
 
@@ -132,7 +131,7 @@ class TestInTheBrowser:
     def test_search_finds_the_tutorial_first(self, site, server, tab, protocol):
         tab.screen(1280, 900)
         open_in(tab, f"{server}/index.html" if protocol == "http" else (site / "index.html").as_uri())
-        assert "tutorials/semantic-ids.html" in hits(tab, "semantic ids")[:3]
+        assert any(hit.endswith("/tutorials/semantic-ids.html") for hit in hits(tab, "semantic ids")[:3])
 
     def test_dark_pages_show_the_dark_pictures_only(self, site, tab):
         address = (site / "index.html").as_uri()

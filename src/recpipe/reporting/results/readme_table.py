@@ -72,6 +72,8 @@ def readme_table(rows: Iterable[OurRow], titles: Mapping[str, str]) -> str:
         "a number added to the scores of items in the history."
         for (column, bias), models in biases.items()
     ]
+    if f"| {MISSING} |" in table:
+        notes.insert(0, f"{MISSING}: not measured yet.")
     return f"{table}\n" + (f"\n{textwrap.fill(' '.join(notes), WIDTH)}\n" if notes else "")
 
 

@@ -41,7 +41,7 @@ def fields(cls: Any) -> dict[str, tuple[str, str]]:
         }
     functions = [cls]
     if inspect.isclass(cls):
-        functions = [parent.__init__ for parent in cls.__mro__ if "__init__" in vars(parent)]
+        functions = [vars(parent)["__init__"] for parent in cls.__mro__ if "__init__" in vars(parent)]
     result: dict[str, tuple[str, str]] = {}
     for function in functions:
         parameters, hints = inspect.signature(function).parameters.values(), _hints(function)

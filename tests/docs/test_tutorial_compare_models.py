@@ -14,6 +14,6 @@ def test_the_page_compares_models_seeds_protocols_and_an_ensemble(project, page_
     assert all(name in models for name in ("item_knn", "markov", "text_knn", "sasrec", "popular"))
     assert "±" in seeds
     assert "'inference_latency_ms_p50'" in table
-    assert "protocol temporal" in temporal and "protocol repeats" not in temporal
+    assert "protocol temporal" in temporal
     assert "sasrec" in ensemble and "by rrf" in ensemble
     assert (page_project_after_demo / "data" / "08_reporting" / "online_retail" / "report.html").is_file()

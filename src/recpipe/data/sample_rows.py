@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from recpipe.config import ConfigError
 
@@ -117,8 +117,9 @@ def _delimited(path: Path, rows: int, delimiter: str | None, kind: str) -> Sampl
         if len(delimiter) > 1:
             reader: Iterator[list[str]] = (line.rstrip("\r\n").split(delimiter) for line in text)
         else:
-            quoting = csv.QUOTE_NONE if kind == "tsv" else csv.QUOTE_MINIMAL
-            reader = csv.reader(text, delimiter=delimiter, quoting=quoting)
+            reader = csv.reader(
+                text, delimiter=delimiter, quoting=csv.QUOTE_NONE if kind == "tsv" else csv.QUOTE_MINIMAL
+            )
         columns = [name.removeprefix("\ufeff").strip() for name in next(reader, [])]
         table = [row for row in islice(reader, rows + 1) if row]
     if not columns or not all(columns) or all(_is_number(name) for name in columns):
@@ -158,8 +159,8 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
     """Open a file for reading, decompressed by its suffix."""
     suffix = path.suffix.lower()
     if suffix == ".gz":
-        with gzip.open(path) as stream:
-            yield stream
+        with gzip.open(path) as unzipped:
+            yield cast(IO[bytes], unzipped)
     elif suffix == ".bz2":
         with bz2.open(path) as stream:
             yield stream

@@ -125,9 +125,13 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         roots = args.data or [Path("data")]
-        options = {"titles": dataset_titles(args.conf), "readme": args.readme if args.readme.is_file() else None}
         problems = write_results(
-            args.results, named_protocols(args.conf), data=roots, datasets=args.datasets, **options
+            args.results,
+            named_protocols(args.conf),
+            data=roots,
+            datasets=args.datasets,
+            titles=dataset_titles(args.conf),
+            readme=args.readme if args.readme.is_file() else None,
         )
     except (ConfigError, ResultsStoreError, ValueError) as error:
         parser.error(str(error))

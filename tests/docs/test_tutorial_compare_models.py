@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
 
 def test_the_page_compares_models_seeds_protocols_and_an_ensemble(project, page_project_after_demo) -> None:
     outputs = run_page(project / "docs" / "tutorials" / "compare-models.md", page_project_after_demo)
-    models, seeds, table, temporal, ensemble = (output.stdout for output in outputs)
+    models, seeds, table, ensemble, temporal = (output.stdout for output in outputs)
     assert all(name in models for name in ("item_knn", "markov", "text_knn", "sasrec", "popular"))
     assert "±" in seeds
     assert "'inference_latency_ms_p50'" in table

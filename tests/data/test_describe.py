@@ -138,3 +138,79 @@ def test_a_file_without_rows_is_an_error(tmp_path) -> None:
     (tmp_path / "log.csv").write_text("user,item\n")
     with pytest.raises(ConfigError, match="has no rows"):
         read_sample(tmp_path / "log.csv", rows=10, delimiter=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.csv", b"", "is empty"),
+        ("cut.csv.gz", gzip.compress(b"user,item\n" + bytes(range(256)) * 99)[:-50], "cannot be read"),
+        ("fake.csv.gz", b"user,item\n1,2\n", "cannot be read"),
+        ("fake.csv.bz2", b"user,item\n1,2\n", "cannot be read"),
+        ("fake.csv.zst", b"user,item\n1,2\n", "cannot be read"),
+        ("fake.parquet", b"user,item\n1,2\n", "as Parquet"),
+        ("long.csv", b"user,item\n1," + b"x" * 200_000 + b"\n", "cannot be read"),
+        ("deep.json", b"[" * 100_000, "cannot be read"),
+        ("utf16.csv", "user,item\n1,2\n".encode("utf-16"), "iconv"),
+        ("one.csv", b"user\n1\n2\n", "has one column"),
+        ("ids.csv", b"user,item\n1,\n,2\n", "no row of"),
+        ("log.xlsx", b"user,item\n", "does not say its format"),
+    ],
+)
+def test_a_file_that_cannot_be_described_is_an_error_of_one_line(tmp_path, capsys, name, content, message) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert run(tmp_path, str(tmp_path / name), "--name", "shop") == (1, {})
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_folder_and_too_few_rows_are_errors(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="is a folder"):
+        read_sample(tmp_path, rows=10, delimiter=None)
+    with pytest.raises(ConfigError, match="read one or more"):
+        read_sample(write_log(tmp_path / "log.csv", "user,item,time"), rows=-1, delimiter=None)
+
+
+@pytest.mark.parametrize(
+    "column", ["#a: b", "{a}, [b]", 'it\'s "so"', "a\nb", "us\x85er", "\u2028", "\x7f", "😀", "yes", "1e3", "~", "- a"]
+)
+def test_any_name_of_a_column_is_the_same_in_the_file(tmp_path, column) -> None:
+    records = [dict(zip((column, "item", "ts"), row, strict=True)) for row in rows()]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, records)))
+    _, datasets = run(tmp_path, str(tmp_path / "log.jsonl"), "--name", "shop", "--user-id", column)
+    assert datasets["shop"]["options"]["columns"]["user_id"] == column
+
+
+@pytest.mark.parametrize("name", ["a\nseed: 1\n#.csv", 'it\'s {a}: "b" #.csv', "orders [2024].csv"])
+def test_the_name_of_a_file_adds_no_key(tmp_path, name) -> None:
+    log = write_log(tmp_path / name, "user,item,time")
+    assert run(tmp_path, str(log), "--name", "shop")[0] == 0
+    values = yaml.safe_load((tmp_path / "conf/local/parameters/datasets/shop.yml").read_text(encoding="utf-8"))
+    assert list(values) == ["datasets"] and list(values["datasets"]) == ["shop"]
+    assert values["datasets"]["shop"]["files"] == {"interactions": str(log)}
+
+
+@pytest.mark.parametrize("name", ["../shop", "a/b", "a\nb", "", ".shop", "a b", "123", "2024_10", "yes", "null"])
+def test_a_name_that_is_no_file_name_or_no_text_in_yaml_is_refused(tmp_path, capsys, name) -> None:
+    log = write_log(tmp_path / "log.csv", "user,item,time")
+    assert run(tmp_path, str(log), "--name", name) == (1, {})
+    assert "--name NAME" in capsys.readouterr().err
+    assert not (tmp_path / "conf/local").exists()
+
+
+def test_a_data_set_of_base_is_not_overridden_and_a_project_is_needed(tmp_path, capsys) -> None:
+    log = write_log(tmp_path / "log.csv", "user,item,time")
+    base = tmp_path / "conf/base/parameters/datasets/shop.yml"
+    base.parent.mkdir(parents=True)
+    base.write_text("datasets: {shop: {source: files}}\n", encoding="utf-8")
+    assert main([str(log), "--name", "shop", "--force", "--conf", str(tmp_path / "conf")]) == 1
+    assert "would be mixed" in capsys.readouterr().err
+    assert main([str(log), "--name", "shop", "--conf", str(tmp_path / "none")]) == 1
+    assert "`recpipe new`" in capsys.readouterr().err
+    assert not (tmp_path / "conf/local").exists() and not (tmp_path / "none").exists()
+
+
+def test_a_column_has_one_role(tmp_path, capsys) -> None:
+    log = write_log(tmp_path / "log.csv", "user,item,time")
+    assert run(tmp_path, str(log), "--user-id", "item", "--item-id", "item") == (1, {})
+    assert "'item' is named for two roles" in capsys.readouterr().err

@@ -11,7 +11,7 @@ of JSON, Parquet; text also with gzip, bz2 or zstd.
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import re
 import sys
 from collections import Counter
@@ -20,14 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from recpipe.config import ConfigError
+from recpipe.config.files import read_yaml
 from recpipe.data.sample_rows import Sample, read_sample
 from recpipe.data.time_formats import TimeFormat, detect_time_format
 
 ROWS = 200_000
 MIN_SHARE_OF_TIMES = 0.9  # values of a time column that have one format
 CORES = (5, 3, 2)  # k of the step k_core, largest first
-MIN_KEPT = 0.5  # share of events that the step k_core keeps
+MIN_CORE_SHARE = 0.5  # of the events, which the step k_core keeps
 MIN_USERS = 20
 REPEATS = 0.1  # share of events with an item that their user had before, from which lists may repeat items
 NAMES = {  # usual names of columns by role, the most usual first, in letters only
@@ -49,7 +52,10 @@ TEXT_NAMES = ("brand", "category", "categories", "genres", "description", "autho
 
 @dataclass(frozen=True)
 class Description:
-    """A log as read: columns by role, time format, counts, and the steps that fit them."""
+    """A log as read: columns by role, time format, counts, and the steps that fit them.
+
+    core, core_share: k of the step k_core, None without one, and the share of events that it keeps.
+    """
 
     sample: Sample
     columns: dict[str, str]
@@ -57,7 +63,7 @@ class Description:
     counts: dict[str, int]
     repeats: float
     core: int | None
-    kept: float
+    core_share: float
 
     @property
     def user_column(self) -> str:
@@ -69,14 +75,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the description and write the file; return 1 after an error, which is one line."""
     options = _parser().parse_args(arguments)
     try:
-        name = options.name or _dataset_name(options.file)
+        name = _dataset_name(options.file) if options.name is None else options.name
+        _check_name(name)
         requested = {role: column for role in LOG_ROLES if (column := getattr(options, role))}
         log = describe(read_sample(options.file, rows=options.rows, delimiter=options.delimiter), requested)
         items = None if options.items is None else read_sample(options.items, rows=options.rows, delimiter=None)
         text = dataset_file(name, log, items, raw=Path("data/01_raw") / name)
         target = options.conf / "local" / "parameters" / "datasets" / f"{name}.yml"
-        if not options.print and target.exists() and not options.force:
-            raise ConfigError(f"{target} exists already: --force writes it again, --print shows what it would be")
+        if not options.print:
+            _check_target(target, options.conf, force=options.force)
         print("\n".join(report(log)))
         if options.print:
             print(f"\n{text}", end="")
@@ -98,6 +105,8 @@ def describe(sample: Sample, requested: Mapping[str, str]) -> Description:
                 f"{sample.path} has no column {column!r} for --{role.replace('_', '-')}; its columns: "
                 f"{', '.join(sample.columns)}"
             )
+    if repeated := [column for column, number in Counter(requested.values()).items() if number > 1]:
+        raise ConfigError(f"the column {repeated[0]!r} is named for two roles: a column has one")
     columns = guess_roles(sample, requested, LOG_ROLES)
     for role, words in (("user_id", "a user id"), ("item_id", "an item id")):
         if role not in columns and not (role == "user_id" and "session_id" in columns):
@@ -117,10 +126,12 @@ def describe(sample: Sample, requested: Mapping[str, str]) -> Description:
             )
     user = columns.get("user_id") or columns["session_id"]
     pairs = [pair for pair in zip(sample.values(user), sample.values(columns["item_id"]), strict=True) if all(pair)]
+    if not pairs:
+        raise ConfigError(f"no row of {sample.path} has a value in both {user!r} and {columns['item_id']!r}")
     counts = {"events": len(pairs), "users": len({u for u, _ in pairs}), "items": len({i for _, i in pairs})}
     repeats = 1 - len(set(pairs)) / max(len(pairs), 1)
-    core, kept = choose_core(pairs)
-    return Description(sample, columns, time, counts, repeats, core, kept)
+    core, core_share = choose_core(pairs)
+    return Description(sample, columns, time, counts, repeats, core, core_share)
 
 
 def guess_roles(sample: Sample, requested: Mapping[str, str], roles: Sequence[str]) -> dict[str, str]:
@@ -144,15 +155,15 @@ def guess_roles(sample: Sample, requested: Mapping[str, str], roles: Sequence[st
 def choose_core(pairs: Sequence[tuple[str, str]]) -> tuple[int | None, float]:
     """Return the largest k whose k-core keeps half of the events, with the share it keeps; None without one."""
     for k in CORES:
-        kept = list(pairs)
+        events = list(pairs)
         while True:
-            users, items = Counter(user for user, _ in kept), Counter(item for _, item in kept)
-            core = [(user, item) for user, item in kept if users[user] >= k and items[item] >= k]
-            if len(core) == len(kept):
+            users, items = Counter(user for user, _ in events), Counter(item for _, item in events)
+            core = [(user, item) for user, item in events if users[user] >= k and items[item] >= k]
+            if len(core) == len(events):
                 break
-            kept = core
-        if len(kept) >= MIN_KEPT * len(pairs) and len(users) >= MIN_USERS:
-            return k, len(kept) / len(pairs)
+            events = core
+        if len(events) >= MIN_CORE_SHARE * len(pairs) and len(users) >= MIN_USERS:
+            return k, len(events) / len(pairs)
     return None, 1.0
 
 
@@ -176,7 +187,9 @@ def report(log: Description) -> list[str]:
             lines.append("times: day and month could be exchanged; check `timestamp` in the file")
     lines.append(f"{log.repeats:.0%} of the events repeat an item of the same user")
     lines.append(
-        f"the {log.core}-core keeps {log.kept:.0%} of the events" if log.core else "no k-core: it would keep too little"
+        f"the {log.core}-core keeps {log.core_share:.0%} of the events"
+        if log.core
+        else "no k-core: it would keep too little"
     )
     return lines
 
@@ -185,7 +198,7 @@ def dataset_file(name: str, log: Description, items: Sample | None, *, raw: Path
     """Return the YAML text of a data set. raw: its folder of raw files, from which file names are relative."""
     columns = ", ".join(f"{role}: {_quoted(column)}" for role, column in log.columns.items())
     lines = [
-        f"# Proposed by recpipe.data.describe from {log.sample.path.name}.",
+        f"# Proposed by recpipe.data.describe from {_quoted(log.sample.path.name)}.",
         "# Every key is explained in conf/base/parameters/datasets/my_log.yml.",
         "datasets:",
         f"  {_quoted(name)}:",
@@ -215,7 +228,7 @@ def dataset_file(name: str, log: Description, items: Sample | None, *, raw: Path
     if log.time:
         lines.append("      - {step: duplicates, keep: first, by: [user_id, item_id, timestamp]}")
     if log.core:
-        comment = f"   # keeps {log.kept:.0%} of the events"
+        comment = f"   # keeps {log.core_share:.0%} of the events"
         lines.append(f"      - {{step: k_core, users: {log.core}, items: {log.core}}}{comment}")
     else:
         lines.append("      - {step: min_events, users: 2}   # too small for a k-core")
@@ -238,8 +251,8 @@ def _weight_hint(log: Description) -> str | None:
 
 def _items_options(product: Sample, log: Description) -> tuple[list[str], list[str]]:
     """Return the lines of `options.items` and the block `content`. Raises ConfigError without a column of ids."""
-    named = {"item_id": log.columns["item_id"]} if log.columns["item_id"] in product.columns else {}
-    roles = guess_roles(product, named, ("item_id", "title"))
+    requested = {"item_id": log.columns["item_id"]} if log.columns["item_id"] in product.columns else {}
+    roles = guess_roles(product, requested, ("item_id", "title"))
     if "item_id" not in roles:
         raise ConfigError(
             f"no column of {product.path} looks like an item id: call it {log.columns['item_id']!r}, as the log does; "
@@ -267,16 +280,43 @@ def _dataset_name(path: Path) -> str:
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
+def _check_name(name: str) -> None:
+    """Raise ConfigError for a name that is no file name, or that the command line reads as a number or a constant."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise ConfigError(f"{name!r} cannot name a data set: give it letters, digits, _, - and . with --name NAME")
+    if read_yaml(name) != name:
+        raise ConfigError(f"`--params dataset={name}` would be read as {read_yaml(name)!r}: give it --name NAME")
+
+
+def _check_target(target: Path, conf: Path, *, force: bool) -> None:
+    """Raise ConfigError outside of a project, for a data set of base, and for a file that must not be replaced."""
+    if not conf.is_dir():
+        raise ConfigError(f"there is no folder {conf}: work in a project folder; `recpipe new` creates one")
+    if (base := conf / "base" / "parameters" / "datasets" / target.name).exists():
+        raise ConfigError(f"{base} has this data set, and its keys would be mixed with new ones: give another --name")
+    if target.exists() and not force:
+        raise ConfigError(f"{target} exists already: --force writes it again, --print shows what it would be")
+
+
 def _relative(path: Path, raw: Path) -> str:
+    """Return the path from the raw folder for a file in it, the absolute path otherwise."""
     path, raw = path.resolve(), raw.resolve()
-    return str(path.relative_to(raw)) if path.is_relative_to(raw) else str(path)
+    return str(path.relative_to(raw) if path.is_relative_to(raw) else path)
 
 
 def _quoted(value: Any) -> str:
-    """Write a value for YAML: plain where it is a word, otherwise in quotes."""
+    """Write a value for YAML on one line: plain where it is a word, otherwise in quotes with escapes.
+
+    Raises ConfigError for bytes of a file name that are no UTF-8, which YAML cannot hold.
+    """
     text = str(value)
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ConfigError(f"the name {text!a} is no UTF-8: rename it")
     plain = re.fullmatch(r"[A-Za-z_][\w.-]*", text) and text.lower() not in ("yes", "no", "on", "off", "true", "false")
-    return text if plain and text.lower() not in ("null", "y", "n") else json.dumps(text, ensure_ascii=False)
+    if plain and text.lower() not in ("null", "y", "n"):
+        return text
+    quoted: str = yaml.safe_dump(text, default_style='"', allow_unicode=True, width=math.inf)
+    return quoted.rstrip("\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -53,21 +55,26 @@ class Sample:
 
 def read_sample(path: Path, *, rows: int, delimiter: str | None) -> Sample:
     """Read up to ``rows`` rows. Raises ConfigError for a format that is not known, or a file without rows."""
+    if rows < 1:
+        raise ConfigError(f"{rows} rows cannot be described: read one or more")
     if not path.is_file():
-        raise ConfigError(f"{path} is no file")
+        raise ConfigError(f"{path} is {'a folder: name one file of it' if path.is_dir() else 'no file'}")
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in COMPRESSED]
     suffix = suffixes[-1] if suffixes else ""
-    if suffix in PARQUET_SUFFIXES:
-        sample = _parquet(path, rows)
-    elif suffix in JSON_SUFFIXES:
-        sample = _json(path, rows)
-    elif suffix in TEXT_SUFFIXES:
-        sample = _delimited(path, rows, delimiter, TEXT_SUFFIXES[suffix])
-    else:
-        raise ConfigError(
-            f"the name of {path} does not say its format: give it one of the endings "
-            f"{', '.join((*TEXT_SUFFIXES, *JSON_SUFFIXES, *PARQUET_SUFFIXES))}, as text also with .gz, .bz2 or .zst"
-        )
+    try:
+        if suffix in PARQUET_SUFFIXES:
+            sample = _parquet(path, rows)
+        elif suffix in JSON_SUFFIXES:
+            sample = _json(path, rows)
+        elif suffix in TEXT_SUFFIXES:
+            sample = _delimited(path, rows, delimiter, TEXT_SUFFIXES[suffix])
+        else:
+            raise ConfigError(
+                f"the name of {path} does not say its format: give it one of the endings "
+                f"{', '.join((*TEXT_SUFFIXES, *JSON_SUFFIXES, *PARQUET_SUFFIXES))}, as text also with .gz, .bz2 or .zst"
+            )
+    except (OSError, EOFError, zlib.error, csv.Error, RecursionError) as error:  # damaged, or not what its name says
+        raise ConfigError(f"{path} cannot be read: {error}") from error
     if not sample.table:
         raise ConfigError(f"{path} has no rows")
     return sample
@@ -109,6 +116,10 @@ def _json(path: Path, rows: int) -> Sample:
 def _delimited(path: Path, rows: int, delimiter: str | None, kind: str) -> Sample:
     with _opened(path) as stream:
         head = stream.read(HEAD)
+    if not head:
+        raise ConfigError(f"{path} is empty")
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ConfigError(f"{path} is UTF-16: convert it, `iconv -f UTF-16 -t UTF-8 {path.name} > utf8_{path.name}`")
     encoding = next((name for name in ENCODINGS if _decodes(head, name)), "latin-1")
     lines = head.decode(encoding, errors="ignore").splitlines()
     delimiter = delimiter.replace("\\t", "\t") if delimiter else guess_delimiter(lines)
@@ -167,8 +178,11 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
     elif suffix == ".zst":
         import zstandard
 
-        with zstandard.open(path, "rb") as stream:
-            yield stream
+        try:
+            with zstandard.open(path, "rb") as stream:
+                yield stream
+        except zstandard.ZstdError as error:
+            raise ConfigError(f"{path} cannot be read: {error}") from error
     else:
         with path.open("rb") as stream:
             yield stream

@@ -52,7 +52,15 @@ def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: 
 
     monkeypatch.setattr(importlib, "import_module", without_torch)
     assert main(["serve"]) == 2
-    assert capsys.readouterr().err == "error: the package torch is missing: `pip install torch`\n"
+    error = capsys.readouterr().err
+    assert "the module torch is missing" in error and error.count("\n") == 1
+    assert "pip install torch" not in error  # a module may have another name than its package
+
+
+def test_a_missing_module_of_our_own_is_a_fault_with_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(COMMANDS, "new", ("recpipe.no_such_module", ""))
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        main(["new"])
 
 
 def test_a_folder_that_is_no_project_is_named(

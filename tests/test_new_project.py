@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -96,6 +97,44 @@ def test_a_path_that_kedro_reads_as_a_pattern_is_refused(name: str, tmp_path: Pa
     with pytest.raises(ValueError, match="choose another name"):
         create_project(tmp_path / name)
     assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("name", ["bücher 😀", "a 'b' \"c\"", "back\\slash", "#1 - $HOME"])
+def test_any_printable_name_of_a_folder_is_the_name_of_the_project(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path / name)]) == 0
+    tools = tomllib.loads((tmp_path / name / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    assert tools["kedro"]["project_name"] == name
+    assert (tmp_path / name / "README.md").read_text(encoding="utf-8").startswith(f"# {name}\n")
+    command = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  cd "))
+    assert shlex.split(command) == ["cd", str(tmp_path / name)]
+
+
+def test_a_control_character_in_the_path_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="control character"):
+        create_project(tmp_path / "a\nb")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_not_replaced_nor_taken_for_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes").write_text("text", encoding="utf-8")
+    for folder in (tmp_path / "notes", tmp_path / "notes" / "shop"):
+        assert main([str(folder)]) == 2
+        assert capsys.readouterr().err == f"error: {tmp_path / 'notes'} is a file: choose another name\n"
+    assert (tmp_path / "notes").read_text(encoding="utf-8") == "text"
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "shop"))
+
+    monkeypatch.setattr(os, "makedirs", refuse)
+    assert main([str(tmp_path / "shop")]) == 2
+    error = capsys.readouterr().err
+    assert "Permission denied" in error and error.count("\n") == 1
 
 
 @pytest.fixture(scope="module")

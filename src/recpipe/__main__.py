@@ -34,7 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         status: int = importlib.import_module(COMMANDS[name][0]).main(rest)
     except ModuleNotFoundError as error:
-        print(f"error: the package {error.name} is missing: `pip install {error.name}`", file=sys.stderr)
+        if error.name is None or error.name.partition(".")[0] == "recpipe":
+            raise
+        fix = "install recpipe again in this environment, with the extra that has it (onnx, spark, viz)"
+        print(f"error: the module {error.name} is missing: {fix}", file=sys.stderr)
         return 2
     return status
 

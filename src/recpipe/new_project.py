@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import re
+import shlex
 import shutil
 import sys
 from importlib.metadata import version
@@ -22,7 +22,8 @@ SHARED = ("conf/base", "conf/test", "conf/spark", "conf/logging.yml", "notebooks
 RENAMED = {"gitignore": ".gitignore", "telemetry": ".telemetry"}  # names with a dot would act in the repository
 SAMPLE = "data/01_raw/online_retail/transactions.parquet"
 DATASET = "conf/base/parameters/datasets/online_retail.yml"
-PATTERN_CHARACTERS = frozenset("{}[]*?")
+PATTERN_CHARACTERS = frozenset("{}[]*?")  # of Kedro's paths
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    enter = [] if folder == Path.cwd() else [f"  cd {_shell_word(str(options.folder))}"]
+    enter = [] if folder == Path.cwd() else [f"  cd {shlex.quote(str(options.folder))}"]
     steps = [
         "  kedro run        # trains and compares three models, a few minutes",
         "  recpipe serve    # the explorer, on http://127.0.0.1:8000",
@@ -53,8 +54,10 @@ def create_project(folder: Path) -> Path:
         raise ValueError(
             f"{folder} has {' '.join(sorted(characters))} in it, which Kedro reads as a pattern: choose another name"
         )
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: choose another name")
+    if UNPRINTABLE.search(str(folder)):
+        raise ValueError(f"{str(folder)!a} has a line break or another control character in it: choose another name")
+    if file := next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None):
+        raise ValueError(f"{file} is a file: choose another name")
     if folder.is_dir() and (names := sorted(entry.name for entry in folder.iterdir() if not _may_stay(entry))):
         raise ValueError(f"{folder} is not empty, it has {', '.join(names[:3])}: choose a new folder")
     shutil.copytree(TEMPLATE, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("conf", "notebooks"))
@@ -63,8 +66,9 @@ def create_project(folder: Path) -> Path:
     copy_shared(TEMPLATE if (TEMPLATE / "conf").is_dir() else TEMPLATE.parents[2], folder)
     (folder / "conf/local").mkdir()
     (folder / "conf/local/.gitkeep").touch()
-    for name in ("pyproject.toml", "README.md"):
-        _fill_in(folder / name, folder.name)
+    toml_text = folder.name.replace("\\", "\\\\").replace('"', '\\"')
+    for file, name in (("pyproject.toml", toml_text), ("README.md", folder.name)):
+        _fill_in(folder / file, name)
     _describe_sample(folder)
     return folder
 
@@ -90,7 +94,7 @@ def _may_stay(entry: Path) -> bool:
 
 def _fill_in(file: Path, name: str) -> None:
     """Replace the placeholders of a file."""
-    values = {"{name}": json.dumps(name)[1:-1], "{version}": __version__, "{kedro_version}": version("kedro")}
+    values = {"{name}": name, "{version}": __version__, "{kedro_version}": version("kedro")}
     text = file.read_text(encoding="utf-8")
     for placeholder, value in values.items():
         text = text.replace(placeholder, value)
@@ -107,12 +111,6 @@ def _describe_sample(folder: Path) -> None:
     if count != 1 or titles != 1:
         raise ValueError(f"{file} has {count} checksums and {titles} titles; the package is damaged, install it again")
     file.write_text(text, encoding="utf-8")
-
-
-def _shell_word(text: str) -> str:
-    import shlex
-
-    return shlex.quote(text)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -141,6 +141,19 @@ def test_describe_names_the_nearest_spelling(capsys: pytest.CaptureFixture[str],
         reference.find("serve.prt")
 
 
+@pytest.mark.parametrize("key", ["nonsense", "", ".", "train.", "*", "(", "<name>", "train.window.x", "serve..port"])
+def test_a_key_that_is_no_setting_is_an_error_with_the_blocks(key: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["describe", key, "--conf", str(CONF)]) == 1
+    error = capsys.readouterr().err
+    assert repr(key) in error and "train" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("key", ["models", "models.", "models.sasrec", "models.sasrec.heads"])
+def test_settings_of_a_model_itself_are_in_its_file(key: str, reference: Reference):
+    with pytest.raises(ConfigError, match=r"`recpipe config show models\.(sasrec|<model>) "):
+        reference.find(key)
+
+
 def test_a_key_of_a_model_is_that_of_its_block(reference: Reference):
     assert reference.find("models.sasrec.train.ema") == reference.find("train.ema")
     assert read_parameters(CONF, "base").keys() == reference.tree.keys()

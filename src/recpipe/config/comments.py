@@ -29,17 +29,17 @@ def head_comment(text: str) -> str:
 
 def key_comments(text: str) -> dict[str, str]:
     """Return the comments of a YAML text by dotted key. Raises ``yaml.YAMLError``."""
-    found = _comments(text)
+    comments = _comments(text)
     lines: dict[int, list[str]] = {}  # keys that begin on a line, the outermost first
     root = yaml.compose(text, _Loader)
     for key, line in _keys(root) if isinstance(root, yaml.MappingNode) else ():
         lines.setdefault(line, []).append(key)
     result = {}
     for line, keys in lines.items():
-        beside = found.get(line)
-        parts = [] if beside is None or beside.is_alone else [*_following(found, line, beside.column)]
+        beside = comments.get(line)
+        parts = [] if beside is None or beside.is_alone else [*_following(comments, line, beside.column)]
         if not parts:
-            parts = _above(found, line)
+            parts = _above(comments, line)
         if parts:
             result[keys[0]] = " ".join(parts)
     return result

@@ -1,7 +1,7 @@
 """Reference of all settings: the type, default and meaning of every key of the configuration.
 
 Types and defaults come from the classes that check a block, meanings from the YAML comments in conf/base and from the
-docstrings of the classes. ``python -m recpipe.config describe`` and the documentation show them.
+docstrings of the classes. ``recpipe config describe`` and the documentation show them.
 """
 
 from __future__ import annotations
@@ -46,14 +46,25 @@ class Reference:
         self.settings = [*self._extra(), *(item for section in SECTIONS for item in self._section(section))]
 
     def find(self, key: str) -> list[Setting]:
-        """Return the variants of a key such as ``train.window``. Raises ConfigError with the nearest spelling."""
-        if key.startswith("models."):
-            key = ".".join(key.split(".")[2:])
-        pattern = key.split(".")
+        """Return the variants of a key such as ``train.window``, those of the keys in a block such as ``serve``.
+
+        ``models.sasrec.train.window`` is ``train.window``. Raises ConfigError with the nearest spelling, and for a
+        setting of a model itself, such as ``models.sasrec.heads``.
+        """
+        first, *rest = key.split(".")
+        pattern = rest[1:] if first == "models" else [first, *rest]
         matches = [item for item in self.settings if _matches(item.key.split("."), pattern)]
+        blocks = {item.key.partition(".")[0] for item in self.settings if "." in item.key}
+        if first == "models" and (not pattern or pattern[0] not in blocks):
+            name = rest[0] if rest and rest[0] else "<model>"
+            raise ConfigError(
+                f"settings of a model stand with their comments in conf/base/parameters/models/{name}.yml; "
+                f"`recpipe config show models.{name} --params model={name}` shows them",
+                key,
+            )
         if not matches:
-            keys = [item.key for item in self.settings]
-            raise ConfigError(f"no setting is called {key!r}{nearest(key, keys)}; a block: describe {key}.<key>", key)
+            near = nearest(key, [item.key for item in self.settings])
+            raise ConfigError(f"no setting is called {key!r}{near}; blocks are {', '.join(sorted(blocks))}", key)
         exact = [item for item in matches if len(item.key.split(".")) == len(pattern)]
         return exact or matches
 
@@ -108,8 +119,8 @@ class Reference:
         choice, _, value = section.variant.partition(": ")
         parts = section.path.split(".")
         for block_ in _blocks(self.tree, parts):
-            leaf, chosen = block_.get(name), block_.get(choice)
-            if isinstance(leaf, Leaf) and isinstance(chosen, Leaf) and chosen.value == value:
+            leaf, selector = block_.get(name), block_.get(choice)
+            if isinstance(leaf, Leaf) and isinstance(selector, Leaf) and selector.value == value:
                 return leaf
         return None
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -18,8 +19,15 @@ SEARCH_BOOST = {"tutorials": 4, "models": 2, "configuration": 2, "api": 0.5, "de
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add generated pages and pages of repository files, then build the navigation."""
+    """Add generated pages and pages of repository files, then build the navigation.
+
+    Raises PluginError for a generated page that stands in docs too.
+    """
     for uri, text in registry.generated_pages().items():
+        if files.get_file_from_path(uri) is not None:
+            raise PluginError(
+                f"docs/{uri} stands in docs and is generated too: remove the file or the generator's page"
+            )
         files.append(File.generated(config, uri, content=text))
     texts = {file.src_uri: file.content_string for file in files.documentation_pages()}
     config.nav = navigation.navigation(texts)

@@ -7,6 +7,7 @@ repository where mkdocs.yml names its address (``repo_url``), and otherwise to a
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from posixpath import dirname, join, normpath, relpath
 
@@ -68,9 +69,14 @@ def _target(path: str, uri: str, root: Path) -> str | None:
 
 
 def _targets(text: str, uri: str, root: Path) -> list[str]:
-    found: list[str] = []
-    _outside_fences(text, lambda line: found.extend(match["path"] for match in LINK.finditer(line)) or line)
-    targets = [target for path in found if (target := _target(path, uri, root)) is not None]
+    paths: list[str] = []
+
+    def collect(line: str) -> str:
+        paths.extend(match["path"] for match in LINK.finditer(line))
+        return line
+
+    _outside_fences(text, collect)
+    targets = [target for path in paths if (target := _target(path, uri, root)) is not None]
     return [target for target in targets if not target.startswith("docs/") or target.startswith("docs/generators/")]
 
 
@@ -92,7 +98,7 @@ def _content(path: Path, target: str) -> str:
     return EXCLUDED + f"# {target}\n\n{fence}{LANGUAGES.get(path.suffix, 'text')}\n{text.rstrip()}\n{fence}\n"
 
 
-def _outside_fences(markdown: str, change: object) -> str:
+def _outside_fences(markdown: str, change: Callable[[str], str]) -> str:
     lines, fence = [], ""
     for line in markdown.splitlines(keepends=True):
         mark = FENCE.match(line)
@@ -100,5 +106,5 @@ def _outside_fences(markdown: str, change: object) -> str:
             fence = "" if fence else mark[1]
             lines.append(line)
         else:
-            lines.append(line if fence else change(line))  # type: ignore[operator]
+            lines.append(line if fence else change(line))
     return "".join(lines)

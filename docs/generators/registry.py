@@ -1,7 +1,7 @@
 """Registry of the page generators.
 
 A generator is a module of this package with ``pages() -> dict[str, str]``: Markdown by path below ``docs``,
-such as ``models/sasrec.md``. A page that stands in ``docs`` itself is never replaced.
+such as ``models/sasrec.md``. A page has one source: one generator, or a file in ``docs``.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def save(path: Path, png: bytes) -> None:
 
 @contextmanager
 def service(data: Path) -> Iterator[str]:
-    """Start the HTTP service of the newest bundles on a free port; yields its address."""
+    """Start the HTTP service of the newest bundles on PORT; yields its address."""
     folders = [data / "06_models" / DATASET / model for model in MODELS]
     command = [sys.executable, "-m", "recpipe.serving.server", *map(str, folders), "--params", f"serve.port={PORT}"]
     process = subprocess.Popen(command)

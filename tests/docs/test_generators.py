@@ -5,7 +5,10 @@ from __future__ import annotations
 from xml.etree import ElementTree
 
 import pytest
-from docs.generators import formulas, links, navigation, pictures, registry
+from docs.generators import formulas, hooks, links, navigation, pictures, registry
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
 
 MATHML = "{http://www.w3.org/1998/Math/MathML}"
 
@@ -100,3 +103,19 @@ def test_two_generators_of_one_page_are_refused(monkeypatch):
     monkeypatch.setattr(registry, "GENERATORS", ("api", "api"))
     with pytest.raises(ValueError, match="writes api/"):
         registry.generated_pages()
+
+
+def test_a_generated_page_that_stands_in_docs_is_refused(monkeypatch):
+    config = MkDocsConfig()
+    config.load_dict({"site_name": "recpipe", "docs_dir": str(hooks.ROOT / "docs")})
+    assert config.validate()[0] == []
+    config.plugins._current_plugin = "hooks"  # mkdocs sets it while it calls a hook
+    monkeypatch.setattr(registry, "generated_pages", lambda: {"index.md": "", "models/new.md": ""})
+    with pytest.raises(PluginError, match=r"docs/index\.md"):
+        hooks.on_files(Files([File.generated(config, "index.md", content="")]), config)
+    files = hooks.on_files(Files([File.generated(config, "other.md", content="")]), config)
+    assert {"models/new.md", "other.md"} <= set(files.src_uris)
+
+
+def test_no_generated_page_stands_in_docs():
+    assert [uri for uri in registry.generated_pages() if (hooks.ROOT / "docs" / uri).exists()] == []

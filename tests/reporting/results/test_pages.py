@@ -7,7 +7,7 @@ import pytest
 from tests.reporting.runs_on_disk import write_runs
 
 from recpipe.config import ConfigError
-from recpipe.reporting.results.__main__ import dataset_titles, named_protocols, write_results
+from recpipe.reporting.results.__main__ import dataset_titles, main, named_protocols, write_results
 from recpipe.reporting.results.dot_plot import LETTERS, Point, dot_plot
 from recpipe.reporting.results.pages import dataset_page, index_page
 from recpipe.reporting.results.readme_table import END, START, ReadmeError
@@ -211,3 +211,10 @@ def test_nothing_is_written_for_a_readme_without_a_place_for_the_table(folder, d
     with pytest.raises(ReadmeError):
         write_results(folder, CONF, data=[data], readme=tmp_path / "README.md")
     assert set(contents(folder)) == set()
+
+
+def test_a_readme_that_does_not_exist_is_an_error(folder, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["results", "--results", str(folder), "--readme", str(folder / "none.md")])
+    with pytest.raises(SystemExit):
+        main()
+    assert "--readme" in capsys.readouterr().err and set(contents(folder)) == set()

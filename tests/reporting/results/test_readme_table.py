@@ -44,6 +44,12 @@ def test_rows_of_other_protocols_and_models_are_left_out(row):
     assert cells(readme_table(rows, {}))["sasrec"][1] == ".1000"
 
 
+def test_a_measured_zero_is_a_number(row):
+    rows = [row(model, "ml-100k", 0.0 if model == "popular" else 0.1) for model in MODELS]
+    assert cells(readme_table(rows, {}))["popular"][1] == ".0000" and MISSING in readme_table(rows, {})
+    assert cells(readme_table(rows, {}))["sasrec"][1] == "**.1000**"
+
+
 @pytest.mark.parametrize("newest_first", [False, True])
 def test_of_several_settings_the_newest_counts(row, newest_first):
     rows = [row("rpg", "ml-100k", 0.2, finished="2026-11-01"), row("rpg", "ml-100k", 0.1, finished="2026-11-02")]

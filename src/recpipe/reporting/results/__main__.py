@@ -122,6 +122,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("docs/results"))
     parser.add_argument("--readme", type=Path, default=Path("README.md"), help="file with the results table")
     args = parser.parse_args()
+    if not args.readme.is_file():
+        parser.error(f"there is no {args.readme} for the results table: name it with --readme")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         roots = args.data or [Path("data")]
@@ -131,7 +133,7 @@ def main() -> None:
             data=roots,
             datasets=args.datasets,
             titles=dataset_titles(args.conf),
-            readme=args.readme if args.readme.is_file() else None,
+            readme=args.readme,
         )
     except (ConfigError, ResultsStoreError, ValueError) as error:
         parser.error(str(error))

@@ -57,8 +57,8 @@ def readme_table(rows: Iterable[OurRow], titles: Mapping[str, str]) -> str:
     lines = [head, ["---", "---", *["---:"] * len(COLUMNS)]]
     best = {}
     for column in COLUMNS:
-        values = [_value(newest.get((model, column))) for model in MODELS]
-        best[column] = max(values) if all(values) else None
+        values = [value for model in MODELS if (value := _value(newest.get((model, column)))) is not None]
+        best[column] = max(values) if len(values) == len(MODELS) else None
     for model, what in MODELS.items():
         cells = [_cell(newest.get((model, column)), best[column]) for column in COLUMNS]
         lines.append([f"`{model}`", what, *cells])
@@ -77,12 +77,12 @@ def readme_table(rows: Iterable[OurRow], titles: Mapping[str, str]) -> str:
     return f"{table}\n" + (f"\n{textwrap.fill(' '.join(notes), WIDTH)}\n" if notes else "")
 
 
-def _value(row: OurRow | None) -> float:
-    return row.metrics[METRIC].mean if row is not None and METRIC in row.metrics else 0.0
+def _value(row: OurRow | None) -> float | None:
+    return row.metrics[METRIC].mean if row is not None and METRIC in row.metrics else None
 
 
 def _cell(row: OurRow | None, best: float | None) -> str:
     value = _value(row)
-    if not value:
+    if value is None:
         return MISSING
     return f"**{decimals(value)}**" if value == best else decimals(value)

@@ -214,3 +214,21 @@ def test_a_column_has_one_role(tmp_path, capsys) -> None:
     log = write_log(tmp_path / "log.csv", "user,item,time")
     assert run(tmp_path, str(log), "--user-id", "item", "--item-id", "item") == (1, {})
     assert "'item' is named for two roles" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rating", ["0,5", "good"])
+def test_a_rating_that_is_no_number_is_not_used(tmp_path, capsys, rating) -> None:
+    lines = ["user;item;time;rating", *(";".join((*map(str, row), rating)) for row in rows())]
+    (tmp_path / "log.csv").write_text("\n".join(lines))
+    status, datasets = run(tmp_path, str(tmp_path / "log.csv"), "--name", "shop")
+    assert status == 0 and set(datasets["shop"]["options"]["columns"]) == {"user_id", "item_id", "timestamp"}
+    assert f"{rating!r} is no number" in capsys.readouterr().out
+    assert run(tmp_path, str(tmp_path / "log.csv"), "--name", "other", "--rating", "rating")[0] == 1
+    assert "leave out --rating" in capsys.readouterr().err
+
+
+def test_a_rating_with_a_point_is_used(tmp_path) -> None:
+    lines = ["user,item,rating", *(f"{u},{i},{n % 5}.5" for n, (u, i, _) in enumerate(rows()))]
+    (tmp_path / "log.csv").write_text("\n".join(lines))
+    _, datasets = run(tmp_path, str(tmp_path / "log.csv"), "--name", "shop")
+    assert datasets["shop"]["options"]["columns"]["rating"] == "rating"

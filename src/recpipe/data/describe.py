@@ -24,11 +24,12 @@ import yaml
 
 from recpipe.config import ConfigError
 from recpipe.config.files import read_yaml
-from recpipe.data.sample_rows import Sample, read_sample
+from recpipe.data.sample_rows import Sample, is_number, read_sample
 from recpipe.data.time_formats import TimeFormat, detect_time_format
 
 ROWS = 200_000
 MIN_SHARE_OF_TIMES = 0.9  # values of a time column that have one format
+MIN_SHARE_OF_NUMBERS = 0.9  # values of a rating or a weight
 CORES = (5, 3, 2)  # k of the step k_core, largest first
 MIN_CORE_SHARE = 0.5  # of the events, which the step k_core keeps
 MIN_USERS = 20
@@ -46,6 +47,7 @@ NAMES = {  # usual names of columns by role, the most usual first, in letters on
     "event": "event eventtype action actiontype behavior behaviour interaction",
     "title": "title name productname itemname movietitle description itemtitle label",
 }
+NUMBERS = ("rating", "weight")  # roles whose values are numbers
 LOG_ROLES = ("user_id", "session_id", "item_id", "timestamp", "rating", "weight", "event")
 TEXT_NAMES = ("brand", "category", "categories", "genres", "description", "author", "artist", "tags", "summary")
 
@@ -64,6 +66,7 @@ class Description:
     repeats: float
     core: int | None
     core_share: float
+    notes: Sequence[str] = ()  # for the reader: columns that are not used, and why
 
     @property
     def user_column(self) -> str:
@@ -114,6 +117,7 @@ def describe(sample: Sample, requested: Mapping[str, str]) -> Description:
                 f"no column of {sample.path} looks like {words}: name it with --{role.replace('_', '-')} COLUMN; its "
                 f"columns: {', '.join(sample.columns)}"
             )
+    notes = _drop_words(columns, sample, requested)
     time = None
     if "timestamp" in columns:
         time = detect_time_format(sample.values(columns["timestamp"]))
@@ -131,7 +135,7 @@ def describe(sample: Sample, requested: Mapping[str, str]) -> Description:
     counts = {"events": len(pairs), "users": len({u for u, _ in pairs}), "items": len({i for _, i in pairs})}
     repeats = 1 - len(set(pairs)) / max(len(pairs), 1)
     core, core_share = choose_core(pairs)
-    return Description(sample, columns, time, counts, repeats, core, core_share)
+    return Description(sample, columns, time, counts, repeats, core, core_share, notes)
 
 
 def guess_roles(sample: Sample, requested: Mapping[str, str], roles: Sequence[str]) -> dict[str, str]:
@@ -150,6 +154,24 @@ def guess_roles(sample: Sample, requested: Mapping[str, str], roles: Sequence[st
     if "user_id" in columns and "session_id" in columns and "session_id" not in requested:
         del columns["session_id"]  # sequences of users, unless sessions are requested
     return {role: columns[role] for role in roles if role in columns}
+
+
+def _drop_words(columns: dict[str, str], sample: Sample, requested: Mapping[str, str]) -> list[str]:
+    """Remove a rating that is no number, since ingest would refuse its rows; return why, in words.
+
+    Raises ConfigError for one that was requested.
+    """
+    notes = []
+    for role in NUMBERS:
+        values = [value for value in sample.values(columns[role]) if value.strip()] if role in columns else []
+        words = [value for value in values if not is_number(value)]
+        if len(words) > (1 - MIN_SHARE_OF_NUMBERS) * len(values):
+            fault = f"{columns[role]!r} is no {role}: {words[0][:50]!r} is no number, as 0.5 is"
+            if role in requested:
+                raise ConfigError(f"{fault}; leave out --{role}, or change the file")
+            notes.append(f"the column {fault}; it is not used")
+            del columns[role]
+    return notes
 
 
 def choose_core(pairs: Sequence[tuple[str, str]]) -> tuple[int | None, float]:
@@ -191,7 +213,7 @@ def report(log: Description) -> list[str]:
         if log.core
         else "no k-core: it would keep too little"
     )
-    return lines
+    return [*lines, *log.notes]
 
 
 def dataset_file(name: str, log: Description, items: Sample | None, *, raw: Path) -> str:

@@ -133,7 +133,7 @@ def _delimited(path: Path, rows: int, delimiter: str | None, kind: str) -> Sampl
             )
         columns = [name.removeprefix("\ufeff").strip() for name in next(reader, [])]
         table = [row for row in islice(reader, rows + 1) if row]
-    if not columns or not all(columns) or all(_is_number(name) for name in columns):
+    if not columns or not all(columns) or all(is_number(name) for name in columns):
         raise ConfigError(
             f"the first line of {path} does not name its columns: {','.join(columns)[:100]}. Add such a line, or write "
             "the data-set file by hand with `header: false` and `names`, see conf/base/parameters/datasets/my_log.yml"
@@ -196,7 +196,8 @@ def _decodes(head: bytes, encoding: str) -> bool:
     return True
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Return whether ingest reads a text as a number: with a point, as 0.5, not with a comma."""
     try:
         float(text)
     except ValueError:

@@ -69,3 +69,11 @@ def test_a_folder_that_is_no_project_is_named(
     monkeypatch.chdir(tmp_path)
     assert main(["serve"]) == 2
     assert "`recpipe new`" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no SIGPIPE")
+def test_a_reader_that_closes_the_pipe_early_gets_no_message(project: Path) -> None:
+    command = f"{sys.executable} -m recpipe config show --params model=sasrec | head -n 1"
+    process = subprocess.run(["sh", "-c", command], cwd=project, capture_output=True, text=True, check=True)
+    assert process.stdout.count("\n") == 1
+    assert process.stderr == ""

@@ -6,6 +6,7 @@ Pipelines run with `kedro run` in the project folder.
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 
 from recpipe import __version__
@@ -31,6 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"error: {_unknown(name)}", file=sys.stderr)
         return 2
+    if arguments is None and name != "serve" and hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends the command without a message
     try:
         status: int = importlib.import_module(COMMANDS[name][0]).main(rest)
     except ModuleNotFoundError as error:

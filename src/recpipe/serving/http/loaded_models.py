@@ -90,8 +90,8 @@ class LoadedModels:
             return self._models[requested]
         if requested is None or requested in self._names:
             reason = self.errors.get(requested or "", "it is being loaded")
-            message = f"model {requested or ''} is not ready: {reason}".replace("model  ", "no model ")
-            raise RequestError(503, message, headers={"retry-after": "1"})
+            what = "no model is ready" if requested is None else f"model {requested} is not ready"
+            raise RequestError(503, f"{what}: {reason}", headers={"retry-after": "1"})
         names = sorted(self._models)
         raise RequestError(404, f"unknown model {requested[:80]!r}{nearest(requested[:80], names)}", allowed=names)
 

@@ -72,6 +72,16 @@ def test_a_model_of_recpipe_precedes_a_declared_one_of_its_name(installed_packag
     assert model_class("popular").__module__ == "recpipe.models.popular"
 
 
+def test_a_name_of_two_packages_is_refused(installed_package: Path) -> None:
+    other = installed_package.with_name("other-1.0.dist-info")
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    (other / "entry_points.txt").write_text("[recpipe.models]\ntrending = other.trending\n")
+    declared_modules.cache_clear()
+    with pytest.raises(ConfigError, match="'trending' of recpipe.models twice"):
+        model_class("trending")
+
+
 @pytest.mark.parametrize("name", ["my_shop.undeclared", "undeclared", "os", "..data.ids", "my_shop.trending"])
 def test_a_bundle_cannot_import_a_module_that_is_not_declared(installed_package: Path, tmp_path: Path, name) -> None:
     folder = write_bundle(tmp_path / "models" / "popular", "2026-01-01T00.00.00.000Z", name="popular")

@@ -13,11 +13,24 @@ from functools import cache
 from importlib.metadata import entry_points
 from types import ModuleType
 
+from recpipe.config.checks import ConfigError
+
 
 @cache
 def declared_modules(group: str) -> dict[str, str]:
-    """Return the modules that installed packages declare as entry points of a group, by name."""
-    return {point.name: point.value for point in entry_points(group=group)}
+    """Return the modules that installed packages declare as entry points of a group, by name.
+
+    Raises ConfigError for a name that packages declare for different modules.
+    """
+    modules: dict[str, str] = {}
+    for point in entry_points(group=group):
+        if modules.setdefault(point.name, point.value) != point.value:
+            raise ConfigError(
+                f"installed packages declare {point.name!r} of {group} twice, as {modules[point.name]} and as "
+                f"{point.value}: uninstall one of them",
+                point.name,
+            )
+    return modules
 
 
 def module_names(package: str) -> set[str]:

@@ -67,8 +67,8 @@ def create_project(folder: Path) -> Path:
     (folder / "conf/local").mkdir()
     (folder / "conf/local/.gitkeep").touch()
     toml_text = folder.name.replace("\\", "\\\\").replace('"', '\\"')
-    for file, name in (("pyproject.toml", toml_text), ("README.md", folder.name)):
-        _fill_in(folder / file, name)
+    for filled, name in (("pyproject.toml", toml_text), ("README.md", folder.name)):
+        _fill_in(folder / filled, name)
     _describe_sample(folder)
     return folder
 

@@ -17,7 +17,7 @@ demo: $(VENV)/.stamp-recpipe  ## from the bundled log to compared recommenders, 
 	$(KEDRO) run
 
 serve: $(VENV)/.stamp-recpipe  ## HTTP API and explorer on http://127.0.0.1:8000, newest bundles of the data set
-	$(BIN)/python -m recpipe.serving.server
+	$(BIN)/recpipe serve
 
 test: $(VENV)/.stamp-dev  ## every test, on all cores
 	$(BIN)/python -m pytest -n auto --durations=10

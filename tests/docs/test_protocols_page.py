@@ -43,8 +43,8 @@ def test_commands_and_the_protocol_of_ones_own_run(tmp_path, monkeypatch, capsys
     (tmp_path / path).write_text(content)
     monkeypatch.chdir(tmp_path)
     commands = [shlex.split(command) for command in re.findall(r"```bash\n(.*?)\n```", PAGE)]
-    assert [command[:3] for command in commands] == [["python", "-m", "recpipe.config"]] * 2
-    papers, own = (main(command[3:]) or capsys.readouterr().out for command in commands)
+    assert [command[:2] for command in commands] == [["recpipe", "config"]] * 2
+    papers, own = (main(command[2:]) or capsys.readouterr().out for command in commands)
     assert re.search(r"protocol.history +20 +# conf/base/parameters/protocols.yml", papers)
     assert re.search(r"protocol.history +50 +# conf/local/parameters/protocols.yml", own)
     assert re.search(r"protocol.name +last_50", own)

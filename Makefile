@@ -58,9 +58,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.stamp-recpipe: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing recpipe and its dependencies into $(VENV), 2.5 GB or more (CUDA): some minutes without output."
 	$(INSTALL) -e .
 	@touch $@
 
 $(VENV)/.stamp-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing what development needs into $(VENV): some minutes without output."
 	$(INSTALL) -e '.[dev]'
 	@touch $@ $(VENV)/.stamp-recpipe

@@ -160,8 +160,10 @@ class RecpipeSession(SessionWithOneLoader):
             profile = choose_profile(statistics, self.configuration["profiles"])
             log.info(
                 "profile auto: %s, as the log has %s events, %.1f a user",
-                profile or "none", f"{statistics['rows']:,}", statistics["rows"] / statistics["users"],
-            )  # fmt: skip
+                profile or "defaults, no tuned settings fit",
+                f"{statistics['rows']:,}",
+                statistics["rows"] / statistics["users"],
+            )
         else:
             profile = None
             log.warning("profile auto: none, as %s has no statistics yet; run the pipeline ingest", dataset)

@@ -66,6 +66,17 @@ def test_items_get_titles_and_content(tmp_path) -> None:
     assert datasets["shop"]["content"]["text"] == {"template": "{title}. {brand}"}
 
 
+def test_the_id_of_the_items_may_have_another_name_than_in_the_log(tmp_path, capsys) -> None:
+    log = write_log(tmp_path / "log.csv", "user,article,time")
+    items = tmp_path / "lamps.csv"
+    items.write_text("code,name\n" + "".join(f"p{n},Lamp {n}\n" for n in range(12)))
+    _, datasets = run(tmp_path, str(log), "--name", "shop", "--items", str(items))
+    assert datasets["shop"]["options"]["items"]["columns"] == {"item_id": "code", "title": "name"}
+    items.write_text("code,name\nx1,Lamp\n")
+    assert run(tmp_path, str(log), "--name", "shop", "--items", str(items), "--force")[0] == 1
+    assert "has the ids of the log's column 'article', such as 'p0'" in capsys.readouterr().err
+
+
 def test_an_existing_file_stays_and_print_writes_none(tmp_path, capsys) -> None:
     log = write_log(tmp_path / "log.csv", "user,article,time")
     assert run(tmp_path, str(log), "--print") == (0, {})
@@ -78,6 +89,7 @@ def test_an_existing_file_stays_and_print_writes_none(tmp_path, capsys) -> None:
 @pytest.mark.parametrize(
     ("header", "arguments", "message"),
     [
+        ("a,b,time", [], "a user id or an item id: name it with --user-id COLUMN --item-id COLUMN; its columns: a, b"),
         ("a,article,time", [], "--user-id COLUMN; its columns: a, article, time"),
         ("user,article,time", ["--user-id", "client"], "has no column 'client'"),
         (

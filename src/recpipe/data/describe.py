@@ -33,13 +33,16 @@ MIN_SHARE_OF_NUMBERS = 0.9  # values of a rating or a weight
 CORES = (5, 3, 2)  # k of the step k_core, largest first
 MIN_CORE_SHARE = 0.5  # of the events, which the step k_core keeps
 MIN_USERS = 20
+MIN_SHARED_IDS = 0.5  # of the log's ids in a column of the items, which is then their id whatever its name
 REPEATS = 0.1  # share of events with an item that their user had before, from which lists may repeat items
 NAMES = {  # usual names of columns by role, the most usual first, in letters only
     "user_id": "user userid customer customerid visitor visitorid client clientid member memberid uid reviewerid "
-    "account accountid buyer person personid profileid shopper subscriber",
+    "account accountid buyer person personid profileid shopper subscriber listener listenerid viewer viewerid reader "
+    "readerid player playerid guest guestid student studentid",
     "session_id": "session sessionid visit visitid basketid",
     "item_id": "item itemid product productid sku article articleid asin parentasin movie movieid film track trackid "
-    "song songid book bookid isbn video videoid game gameid stockcode aid contentid newsid businessid",
+    "song songid book bookid isbn video videoid game gameid show showid podcast podcastid episode episodeid recipe "
+    "recipeid course courseid hotel hotelid venue venueid stockcode aid contentid newsid businessid",
     "timestamp": "timestamp time date datetime ts createdat happenedat eventtime eventdate unixreviewtime orderdate "
     "invoicedate purchasedate boughtat bought ratedat watchedat playedat reviewtime day",
     "rating": "rating ratings stars overall score",
@@ -111,12 +114,14 @@ def describe(sample: Sample, requested: Mapping[str, str]) -> Description:
     if repeated := [column for column, number in Counter(requested.values()).items() if number > 1]:
         raise ConfigError(f"the column {repeated[0]!r} is named for two roles: a column has one")
     columns = guess_roles(sample, requested, LOG_ROLES)
-    for role, words in (("user_id", "a user id"), ("item_id", "an item id")):
-        if role not in columns and not (role == "user_id" and "session_id" in columns):
-            raise ConfigError(
-                f"no column of {sample.path} looks like {words}: name it with --{role.replace('_', '-')} COLUMN; its "
-                f"columns: {', '.join(sample.columns)}"
-            )
+    needed = {"user_id": ("a user id", "--user-id COLUMN"), "item_id": ("an item id", "--item-id COLUMN")}
+    if "session_id" in columns:
+        del needed["user_id"]
+    if missing := [texts for role, texts in needed.items() if role not in columns]:
+        raise ConfigError(
+            f"no column of {sample.path} looks like {' or '.join(words for words, _ in missing)}: name it with "
+            f"{' '.join(option for _, option in missing)}; its columns: {', '.join(sample.columns)}"
+        )
     notes = _drop_words(columns, sample, requested)
     time = None
     if "timestamp" in columns:
@@ -273,13 +278,14 @@ def _weight_hint(log: Description) -> str | None:
 
 def _items_options(product: Sample, log: Description) -> tuple[list[str], list[str]]:
     """Return the lines of `options.items` and the block `content`. Raises ConfigError without a column of ids."""
-    requested = {"item_id": log.columns["item_id"]} if log.columns["item_id"] in product.columns else {}
-    roles = guess_roles(product, requested, ("item_id", "title"))
-    if "item_id" not in roles:
+    column = _id_column(product, log)
+    if column is None:
         raise ConfigError(
-            f"no column of {product.path} looks like an item id: call it {log.columns['item_id']!r}, as the log does; "
-            f"its columns: {', '.join(product.columns)}"
+            f"no column of {product.path} has the ids of the log's column {log.columns['item_id']!r}, such as "
+            f"{next(filter(None, log.sample.values(log.columns['item_id'])))!r}; its columns: "
+            f"{', '.join(product.columns)}"
         )
+    roles = guess_roles(product, {"item_id": column}, ("item_id", "title"))
     lines = [f"columns: {{{', '.join(f'{role}: {_quoted(column)}' for role, column in roles.items())}}}"]
     lines += [f"{key}: {_quoted(value)}" for key, value in product.options.items()]
     texts = [column for column in product.columns if column.lower() in TEXT_NAMES and column != roles.get("title")]
@@ -293,6 +299,19 @@ def _items_options(product: Sample, log: Description) -> tuple[list[str], list[s
         f"      text: {{template: {_quoted(template)}}}",
         "      modalities: [text]",
     ]
+
+
+def _id_column(product: Sample, log: Description) -> str | None:
+    """Return the column that has the log's item ids: by the log's name, a usual name, or its values; or None."""
+    if log.columns["item_id"] in product.columns:
+        return log.columns["item_id"]
+    ids = set(log.sample.values(log.columns["item_id"])) - {""}
+    shares = {column: len(ids.intersection(product.values(column))) / len(ids) for column in product.columns}
+    usual = guess_roles(product, {}, ("item_id",)).get("item_id")
+    if usual and shares[usual] >= MIN_SHARED_IDS:
+        return usual
+    column = max(product.columns, key=lambda name: shares[name])
+    return column if shares[column] >= MIN_SHARED_IDS else usual
 
 
 def _dataset_name(path: Path) -> str:

@@ -63,7 +63,7 @@ def test_the_commands_of_the_tutorial_make_the_submission(competition) -> None:
         session: "cold_users" if session == "never_seen" else "model" for session in sessions
     }
     assert set(pl.read_parquet(output / "quarantine.parquet")["reason"].str.split(":").list.first()) == {
-        "timestamp not as iso has it", "empty user_id"
+        "timestamp not in the format iso", "empty user_id"
     }  # fmt: skip
     summary = json.loads((output / "summary.json").read_text())
     assert (summary["users"], summary["events"], summary["cold_users"]) == (13, 24, 1)

@@ -235,11 +235,11 @@ def test_timestamps_in_every_unit(
         ("2017-07-14 02:40:00 CST", "timestamp in an unknown or ambiguous zone"),
         ("2017-07-14 02:40:00 AST", "timestamp in an unknown or ambiguous zone"),
         ("2017-07-14 02:40:00.5 CST", "timestamp in an unknown or ambiguous zone"),
-        ("2017-13-14 02:40:00Z", "timestamp not as iso has it"),
-        ("2017-02-29 02:40:00 CET", "timestamp not as iso has it"),
-        ("2017-07-14T25:40 CST", "timestamp not as iso has it"),
-        ("2017-07-14 13:40 PM", "timestamp not as iso has it"),
-        ("2017-07-14 02:40:00 ?", "timestamp not as iso has it"),
+        ("2017-13-14 02:40:00Z", "timestamp not in the format iso"),
+        ("2017-02-29 02:40:00 CET", "timestamp not in the format iso"),
+        ("2017-07-14T25:40 CST", "timestamp not in the format iso"),
+        ("2017-07-14 13:40 PM", "timestamp not in the format iso"),
+        ("2017-07-14 02:40:00 ?", "timestamp not in the format iso"),
         ("  ", "timestamp is empty"),
     ],
 )
@@ -266,8 +266,8 @@ def test_a_number_that_is_no_day_is_a_bad_row(tmp_path: Path, read_log: ReadLog)
     pq.write_table(pa.table({"who": ["u"] * 5, "what": ["i"] * 5, "when": times}), tmp_path / "log.parquet")
     log = read_log({"columns": MAPPING, "timestamp": "%Y%m%d"}, tmp_path / "log.parquet")
     assert [(row["timestamp"], row["problem"]) for row in log] == [
-        (1_714_521_600, None), (None, "timestamp not as %Y%m%d has it: '20240501.5'"),
-        (None, "timestamp not as %Y%m%d has it: 'nan'"), (None, "timestamp not as %Y%m%d has it: 'inf'"),
+        (1_714_521_600, None), (None, "timestamp not in the format %Y%m%d: '20240501.5'"),
+        (None, "timestamp not in the format %Y%m%d: 'nan'"), (None, "timestamp not in the format %Y%m%d: 'inf'"),
         (None, "timestamp is empty"),
     ]  # fmt: skip
 

@@ -12,4 +12,4 @@ def test_music4all(tmp_path: Path, reading: Reading) -> None:
     path.write_text('user_id\ttrack_id\ttimestamp\nuser_1\t"x\t2019-05-01 17:31\nuser_1\ty\tnever\n')
     first, second = rows(reading("music4all", {}, interactions=path).interactions)
     assert (first["item_id"], first["timestamp"], first["problem"]) == ('"x', 1556731860, None)
-    assert second["problem"] == "timestamp not as iso has it: 'never'"
+    assert second["problem"] == "timestamp not in the format iso: 'never'"

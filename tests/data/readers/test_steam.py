@@ -37,7 +37,7 @@ def test_steam(tmp_path: Path, reading: Reading) -> None:
         1513468800,
         0.1,
     )
-    assert second["problem"] == "timestamp not as iso has it: '17.12.2017'"
+    assert second["problem"] == "timestamp not in the format iso: '17.12.2017'"
     assert third["problem"].startswith("not a Python literal: '[[[")
     items = {row["item_id"]: row for row in rows(tables.items)}
     assert items["725280"]["text"] == "Counter. Action, Indie. FPS. V" and items["725280"]["genres"] == "Action, Indie"

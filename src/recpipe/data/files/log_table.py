@@ -233,7 +233,7 @@ def _timestamp_checks(columns: LogColumns, time: Time, seconds: str, unknown: Se
     if columns.time_type.startswith(TYPED):
         expected, late = "timestamp is infinite", "timestamp after 2100"
     else:
-        expected = "timestamp not a number" if unit in UNITS else f"timestamp not as {unit} has it"
+        expected = "timestamp not a number" if unit in UNITS else f"timestamp not in the format {unit}"
         late = f"timestamp after 2100, in another unit than {unit}"
     early = f"timestamp before 1980, in another unit than {unit}"
     reasons = f"WHEN {columns.timestamp} IS NULL OR {time.blank} THEN 'timestamp is empty'"

@@ -36,7 +36,9 @@ def test_the_first_screen_has_a_sentence_a_picture_and_the_two_commands():
 def test_commands_and_snippets_run(page_project_after_demo):
     outputs = run_page(README, page_project_after_demo)
     lists = next(output for output in outputs if "load_bundle" in output.snippet.text)
-    assert len(lists.stdout.splitlines()) == 11  # a head and ten items
+    head, *rows = lists.stdout.splitlines()
+    assert head.split() == ["rank", "item_id", "title"]
+    assert [row.split()[:2] for row in rows[:10]] == [[str(n), str(n + 1)] for n in range(10)]
 
 
 def test_make_demo_runs_the_whole_project_and_make_test_the_tests():

@@ -17,7 +17,7 @@ from recpipe.pipelines.register import MLFLOW_RUN
 from recpipe.pipelines.wiring import ON_REQUEST, STAGES, command_wiring, model_info, remember, use_wiring
 
 MOST_PARAMETERS = 8  # of a node
-LAYERS = ["raw", "primary", "feature", "models", "reporting"]
+LAYERS = ["01_raw", "03_primary", "04_feature", "05_model_input", "06_models", "07_model_output", "08_reporting"]
 
 
 @pytest.fixture

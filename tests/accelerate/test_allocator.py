@@ -23,5 +23,5 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs glibc")
 def test_freed_memory_is_used_again_without_page_faults():
     process = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
-    pages = 1 << 14  # of a tensor; one growth of the heap (M_TOP_PAD) touches those of four more, none is returned
+    pages = 1 << 14  # of a tensor; when the heap grows by M_TOP_PAD, those of four more are touched for the first time
     assert int(process.stdout) <= 10 * pages  # half of the 20 tensors; without the setting all of them

@@ -244,3 +244,10 @@ def test_a_rating_with_a_point_is_used(tmp_path) -> None:
     (tmp_path / "log.csv").write_text("\n".join(lines))
     _, datasets = run(tmp_path, str(tmp_path / "log.csv"), "--name", "shop")
     assert datasets["shop"]["options"]["columns"]["rating"] == "rating"
+
+
+def test_a_time_format_is_found_where_the_first_and_the_last_value_are_broken() -> None:
+    values = ["?", *(f"{day:02}.11.2026 10:00" for day in range(1, 29)), "never"]
+    detected = detect_time_format(values)
+    assert detected is not None
+    assert (detected.name, detected.first, detected.last) == ("%d.%m.%Y %H:%M", "2026-11-01", "2026-11-28")

@@ -225,7 +225,7 @@ def dataset_file(name: str, log: Description, items: Sample | None, *, raw: Path
     """Return the YAML text of a data set. raw: its folder of raw files, from which file names are relative."""
     columns = ", ".join(f"{role}: {_quoted(column)}" for role, column in log.columns.items())
     lines = [
-        f"# Proposed by recpipe.data.describe from {_quoted(log.sample.path.name)}.",
+        f"# Proposed by `recpipe dataset` from {_quoted(log.sample.path.name)}.",
         "# Every key is explained in conf/base/parameters/datasets/my_log.yml.",
         "datasets:",
         f"  {_quoted(name)}:",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import bz2
 import codecs
 import csv
-import gzip
 import io
 import json
 import zlib
@@ -168,24 +166,11 @@ def guess_delimiter(lines: list[str]) -> str:
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
     """Open a file for reading, decompressed by its suffix."""
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
-        with gzip.open(path) as unzipped:
-            yield cast(IO[bytes], unzipped)
-    elif suffix == ".bz2":
-        with bz2.open(path) as stream:
-            yield stream
-    elif suffix == ".zst":
-        import zstandard
+    from recpipe.data.files.archives import SUFFIXES, decompressed
 
-        try:
-            with zstandard.open(path, "rb") as stream:
-                yield stream
-        except zstandard.ZstdError as error:
-            raise ConfigError(f"{path} cannot be read: {error}") from error
-    else:
-        with path.open("rb") as stream:
-            yield stream
+    suffix = path.suffix.lower()
+    with path.open("rb") as file:
+        yield cast(IO[bytes], decompressed(file, SUFFIXES[suffix])) if suffix in COMPRESSED else file
 
 
 def _decodes(head: bytes, encoding: str) -> bool:

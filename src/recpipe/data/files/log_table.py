@@ -23,7 +23,8 @@ from recpipe.data.files.tables import (
     literals,
     reason_with_value,
 )
-from recpipe.data.files.times import CLOCK, INTEGERS, NANOSECONDS, TYPED, UNITS, UNKNOWN_ZONE, Time, time_sql
+from recpipe.data.files.times import CLOCK, INTEGERS, NANOSECONDS, TYPED, UNKNOWN_ZONE, Time, time_sql
+from recpipe.data.time_formats import UNITS
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from recpipe.data.files.tables import literal
+from recpipe.data.time_formats import UNITS
 
-UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 NANOSECONDS = 1_000_000_000
 INTEGERS = tuple(sign + name for sign in ("", "U") for name in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT"))
 TYPED = ("TIMESTAMP", "DATE")  # beginnings of the types of columns that are times already

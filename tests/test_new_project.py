@@ -50,8 +50,9 @@ def test_conf_is_that_of_the_repository_without_local_settings(shop: Path) -> No
 
 def test_the_sample_is_every_fifth_customer_of_the_bundled_log(shop: Path) -> None:
     rule = "CustomerID % 5 = 0 OR (CustomerID IS NULL AND InvoiceNo LIKE '%00')"
-    expected = duckdb.sql(f"SELECT * FROM '{LOG}' WHERE {rule} ORDER BY ALL").fetchall()
-    rows = duckdb.sql(f"SELECT * FROM '{shop / SAMPLE}' ORDER BY ALL").fetchall()
+    with duckdb.connect() as connection:
+        expected = connection.execute(f"SELECT * FROM '{LOG}' WHERE {rule} ORDER BY ALL").fetchall()
+        rows = connection.execute(f"SELECT * FROM '{shop / SAMPLE}' ORDER BY ALL").fetchall()
     assert rows == expected
     readme = (shop / SAMPLE).with_name("README.md").read_text(encoding="utf-8")
     assert f"{len(rows):,} of the {541_909:,} invoice lines" in " ".join(readme.split())

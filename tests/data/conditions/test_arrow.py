@@ -117,7 +117,8 @@ def test_a_mask_equals_duckdb_and_the_ibis_expression(table: pa.Table, pair: Pai
      "_1", "1_", "1._5", "1.5_5", "1e+5", "1e1_0", "e5"],
 )  # fmt: skip
 def test_text_is_a_number_where_duckdb_says_so(word: str) -> None:
-    (number,) = duckdb.execute("SELECT TRY_CAST(? AS DOUBLE)", [word]).fetchone()
+    with duckdb.connect() as connection:
+        (number,) = connection.execute("SELECT TRY_CAST(? AS DOUBLE)", [word]).fetchone()
     table = pa.table({"quantity": [word], "number": pa.array([number], pa.float64())})
     is_number = number is not None and not np.isnan(number)
     assert condition_mask("quantity = number", table).tolist() == [is_number]

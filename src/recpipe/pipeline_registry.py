@@ -45,6 +45,7 @@ FACTORIES: dict[str, Callable[[Wiring], Pipeline]] = {
     "add_items": add_items.create_pipeline,
     "export": export.create_pipeline,
 }
+CONTENT_STAGES = ("embed", "semantic_ids", "export")  # shown with the ids of all content, whoever reads them
 
 
 def register_pipelines() -> dict[str, Pipeline]:
@@ -57,10 +58,14 @@ def register_pipelines() -> dict[str, Pipeline]:
         configuration, wiring = current()
         if wiring is not None:
             models = {name: whole(wiring) for name in wiring.models}
+            stages = {name: factory(wiring) for name, factory in FACTORIES.items()}
         else:
             wiring = command_wiring(configuration, [])
             models = {name: whole(wiring_of_model(configuration, name)) for name in configuration.model_names}
-        stages = {name: factory(wiring) for name, factory in FACTORIES.items()}
+            content = command_wiring(configuration, CONTENT_STAGES)
+            stages = {
+                name: factory(content if name in CONTENT_STAGES else wiring) for name, factory in FACTORIES.items()
+            }
         return {WHOLE: whole(wiring), **stages, **models}
 
 

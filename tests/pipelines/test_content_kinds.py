@@ -80,10 +80,22 @@ def test_a_run_of_the_two_pipelines_alone_needs_content_and_a_whole_run_does_not
     assert kinds_of_command(configuration("films"), [], ["embed"]) == (("text", "image"), ("text", "image"))
 
 
+def test_a_command_that_trains_builds_no_ids_that_its_models_do_not_read() -> None:
+    texts = configuration("texts")
+    for pipeline in ("train", "tune", "study", "refit"):
+        stages = ["ingest", "embed", "semantic_ids", pipeline]
+        assert kinds_of_command(texts, [texts.run("net")], stages) == ((), ("text",))
+        assert kinds_of_command(texts, [texts.run("parallel")], stages) == (("text_parts",), ("text",))
+    for stages in (["ingest", "embed", "semantic_ids"], ["train", "export"]):
+        assert kinds_of_command(texts, [texts.run("net")], stages) == (("text",), ("text",))
+    named = configuration("texts", "text")
+    assert kinds_of_command(named, [named.run("net")], ["train"]) == (("text",), ("text",))
+
+
 def test_auto_also_makes_what_the_models_read_where_the_content_is_there() -> None:
     texts = configuration("texts")
     runs = [texts.run(name) for name in ("parallel", "tiger")]
-    assert kinds_of_command(texts, runs, ["train"]) == (("text", "text_parts"), ("text",))
+    assert kinds_of_command(texts, runs, ["train"]) == (("text_parts", "text"), ("text",))
     films = configuration("films")
     assert kinds_of_command(films, [films.run("seeing")], ["train"])[1] == ("text", "image", "text_image")
     with pytest.raises(ConfigError, match="model 'pictures' reads image ids: data set 'texts' has no image"):
@@ -120,7 +132,7 @@ def test_foreign_ids_need_a_file_and_text_only_where_neighbours_are_compared() -
     filed, compared = configured("filed"), configured("compared")
     assert kinds_of_command(filed, [filed.run("borrower")], ["train"]) == (("foreign",), ())
     assert kinds_of_command(filed, [], ["train"]) == ((), ())
-    assert kinds_of_command(compared, [compared.run("borrower")], ["train"]) == (("text", "foreign"), ("text",))
+    assert kinds_of_command(compared, [compared.run("borrower")], ["train"]) == (("foreign",), ("text",))
     assert kind_inputs(compared, ["foreign"])["foreign"].embeddings == "text_embeddings"
     assert kind_inputs(filed, ["foreign"])["foreign"].embeddings is None
     assert kinds_of_model(compared, compared.run("borrower")) == (("foreign",), ("text",))

@@ -145,7 +145,7 @@ def test_kedro_gives_every_parameter_to_the_argument_that_it_is_meant_for(regist
 
 def test_the_report_comes_after_all_that_this_command_writes_for_it(built) -> None:
     requested = ("train", "evaluate", "ensemble", "ties", "context", "semantic_ids", "embed", "report")
-    params = {"model": "sasrec+svd", "ensemble": {"members": "sasrec+svd"}}
+    params = {"model": "sasrec+svd", "ensemble": {"members": "sasrec+svd"}, "modality": "text"}
     found = built(params, *requested)
     pipeline = sum((found[name] for name in requested[1:]), start=found["train"])
     names = before(pipeline, "report.analyse_runs")

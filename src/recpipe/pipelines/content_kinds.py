@@ -4,7 +4,7 @@ Text, image and their concatenation have vectors and ids. Text has more kinds of
 ``text_parts_32``, 16 and 32 independent codes of parts of the vector, and ``text_collaborative``, aligned with item
 vectors of a trained model. ``foreign`` ids come from a file. The parameter ``modality`` selects kinds, as in
 ``text+image``; ``none`` builds nothing; ``auto`` selects ``content.modalities`` of the data set and what the models of
-the command read.
+the command read. A command that trains builds ids of ``auto`` only where its models read them.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ CONTENT = {
     FOREIGN: (),
 }
 AUTO, NONE = "auto", "none"
+TRAINING = ("train", "tune", "study", "refit")  # pipelines that train models
 
 
 @dataclass(frozen=True)
@@ -115,26 +116,29 @@ def kinds_of_command(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return kinds of ids, and modalities of vectors, that a command with these models builds.
 
-    Raises ConfigError where a model reads ids that the data set has no content for, and where only ``embed`` and
-    ``semantic_ids`` are requested of a data set without content.
+    With ``modality: auto`` a command that trains builds the ids that its models read; others, and those with
+    ``export``, build the ids of the content too. Vectors of the content are always built. Raises ConfigError where a
+    model reads ids that the data set has no content for, and where only ``embed`` and ``semantic_ids`` are requested
+    of a data set without content.
     """
-    kinds, runs = selected_kinds(configuration), list(runs)
+    selected, runs, pipelines = selected_kinds(configuration), list(runs), {*requested}
     for run in runs:
         for kind in run.ids:
             check_content(configuration, kind, reader=run.name)
-    is_content_only = bool(pipelines := {*requested}) and pipelines <= {"embed", "semantic_ids"}
-    if is_content_only and not kinds and not _content(configuration):
+    if pipelines and pipelines <= {"embed", "semantic_ids"} and not selected and not _content(configuration):
         raise ConfigError(
             f"data set {configuration.dataset!r} has no `content` block, so there is nothing to embed: "
             "conf/base/parameters/datasets/my_log.yml says how to write one"
         )
-    read_vectors: list[str] = []
-    if configuration["modality"] == AUTO:
-        content = {key for key in (TEXT, IMAGE) if _content(configuration).get(key)}
-        buildable = _kinds_of_content(configuration, content)
-        kinds += tuple(kind for run in runs for kind in run.ids if kind in buildable)
-        read_vectors = [name for run in runs for name in run.vectors if name in buildable]
-    return tuple(dict.fromkeys(kinds)), _modalities(configuration, [*kinds, *read_vectors])
+    if configuration["modality"] != AUTO:
+        return tuple(dict.fromkeys(selected)), _modalities(configuration, [*selected])
+    content = {key for key in (TEXT, IMAGE) if _content(configuration).get(key)}
+    buildable = _kinds_of_content(configuration, content)
+    read_ids = [kind for run in runs for kind in run.ids if kind in buildable]
+    read_vectors = [name for run in runs for name in run.vectors if name in buildable]
+    only_read = bool(pipelines.intersection(TRAINING)) and "export" not in pipelines
+    kinds = tuple(dict.fromkeys(read_ids if only_read else [*selected, *read_ids]))
+    return kinds, _modalities(configuration, [*selected, *kinds, *read_vectors])
 
 
 def kinds_of_model(configuration: Configuration, run: RunConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:

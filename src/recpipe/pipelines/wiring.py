@@ -84,8 +84,10 @@ class Wiring:
             names += [f"{model}_bundle" for model in self.runs]
         names += ["ensemble_evaluation"] if "ensemble" in self.requested else []
         names += [f"{kind}_ids_quality" for kind in self.kinds if "semantic_ids" in self.requested]
-        if "embed" in self.requested and not self.kinds:  # the quality of ids comes after the vectors
-            names += [f"{name}_embeddings" for name in self.vectors]
+        if "embed" in self.requested:  # the quality of ids comes after the vectors that they are made of
+            vectors = (f"{name}_embeddings" for name in self.vectors)
+            of_ids = {inputs.embeddings for inputs in self.kind_inputs.values()}
+            names += [name for name in vectors if name not in of_ids]
         return tuple(names)
 
 

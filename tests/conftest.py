@@ -71,7 +71,7 @@ def project_copier() -> Callable[[Path], Path]:
 
 @pytest.fixture(scope="session")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
-    """A project after `kedro run --env test`, and what that printed; to be copied, not changed.
+    """A project after `kedro run --env test` with semantic ids, and what that printed; to be copied, not changed.
 
     All processes of pytest-xdist share one.
     """
@@ -82,7 +82,7 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subproces
         if not output.exists():
             copy_project(folder)
             environment = os.environ | {"PYTHONPATH": str(PROJECT / "src")}
-            command = [sys.executable, "-m", "kedro", "run", "--env", "test"]
+            command = [sys.executable, "-m", "kedro", "run", "--env", "test", "--params", "modality=text"]
             process = subprocess.run(
                 command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900, check=False
             )

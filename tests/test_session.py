@@ -42,8 +42,8 @@ def planned(session_in, monkeypatch, folder: Path, params: dict, **options):
 @pytest.mark.parametrize(
     ("params", "options", "models"),
     [
-        ({}, {}, ("sasrec", "popular", "popular_recent")),
-        ({}, {"pipeline_names": ["__default__"]}, ("sasrec", "popular", "popular_recent")),
+        ({}, {}, ("sasrec", "popular", "popular_recent", "markov")),
+        ({}, {"pipeline_names": ["__default__"]}, ("sasrec", "popular", "popular_recent", "markov")),
         ({}, {"pipeline_name": "train"}, ("sasrec",)),
         ({}, {"pipeline_names": ["train", "evaluate"]}, ("sasrec",)),
         ({"model": "svd+item_knn"}, {"pipeline_names": ["train"]}, ("svd", "item_knn")),
@@ -311,7 +311,7 @@ def test_the_profile_is_chosen_from_the_ingested_log(
         session.run(**options)
     assert seen == expected
     if not options:
-        assert models == ("sasrec", "popular", "popular_recent")
+        assert models == ("sasrec", "popular", "popular_recent", "markov")
     if expected[-1][1] == "sparse":
         assert "profile auto: sparse, as the log has 900 events, 9.0 a user" in caplog.text
         assert "sasrec: steps of 2048 events, histories of 200, dropout 0.5" in caplog.text

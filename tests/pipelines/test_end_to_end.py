@@ -46,7 +46,7 @@ def test_it_ends_with_leaderboard_examples_and_where_to_look(whole_run) -> None:
 def test_the_baselines_came_along_under_one_protocol(whole_run) -> None:
     folder, _ = whole_run
     board = pl.read_parquet(reporting(folder) / "leaderboard.parquet")
-    assert set(board["model"]) == {"sasrec", "popular", "popular_recent"}
+    assert set(board["model"]) == {"sasrec", "popular", "popular_recent", "markov"}
     assert board["protocol"].n_unique() == 1
     protocol = json.loads((folder / "data/test/05_model_input" / DATASET / "protocol.json").read_text())
     assert set(board["protocol"]) == {protocol["id"]}
@@ -116,7 +116,7 @@ def test_mlflow_holds_the_run_and_its_models(whole_run) -> None:
     client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'data' / 'test' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name(DATASET)
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    assert {"sasrec", "popular", "popular_recent"} < set(runs)
+    assert {"sasrec", "popular", "popular_recent", "markov"} < set(runs)
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     parent = next(run for run in runs.values() if "mlflow.parentRunId" not in run.data.tags)
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
@@ -211,7 +211,7 @@ def test_report_alone_does_without_the_metrics_of_most_models(whole_run, session
     (reporting(folder) / "sasrec").rename(folder / "aside")
     with session_in(folder, env="test") as session:
         session.run(pipeline_names=["report"])
-    assert set(pl.read_parquet(reporting(folder) / "leaderboard.parquet")["model"]) == {"popular", "popular_recent"}
+    assert set(pl.read_parquet(reporting(folder) / "leaderboard.parquet")["model"]) == {"popular", "popular_recent", "markov"}
     missing = session_in(folder, env="test", runtime_params={"dataset": "ml-1m"})
     with missing, pytest.raises(DatasetError, match="protocol.json is missing; run `kedro run --pipelines=train`"):
         missing.run(pipeline_names=["report"])

@@ -78,7 +78,7 @@ def test_stages_and_every_model_have_a_pipeline(project: Path, registered) -> No
 
 def test_without_a_command_stages_are_those_of_the_default_model_and_its_baselines(registered) -> None:
     groups = {node.namespace for node in registered["train"].nodes if node.namespace}
-    assert groups == {"sasrec", "popular", "popular_recent"}
+    assert groups == {"sasrec", "popular", "popular_recent", "markov"}
 
 
 def test_a_models_pipeline_is_its_whole_path_and_nothing_else(registered) -> None:

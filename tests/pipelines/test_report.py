@@ -133,7 +133,7 @@ def page_words(path: Path, profile: Path) -> str:
 
 @pytest.fixture
 def folder(whole_run, tmp_path) -> Path:
-    """A copy of the project after a run of popular, popular_recent and sasrec."""
+    """A copy of the project after a run of sasrec and the baselines."""
     folder = shutil.copytree(whole_run[0], tmp_path / "project", symlinks=True)
     (folder / "conf" / "test" / "mlflow.yml").write_text("enabled: false\n")
     return folder
@@ -193,7 +193,7 @@ def test_unusable_metrics_have_messages_and_the_rest_is_shown(folder, session_in
     ):
         assert expected in words
     board = pl.read_parquet(layer(folder) / "leaderboard.parquet")
-    assert set(board["model"]) == {"popular", "popular_recent", "sasrec", "bpr"}
+    assert set(board["model"]) == {"markov", "popular", "popular_recent", "sasrec", "bpr"}
     assert board.filter(pl.col("rank").is_null())["model"].to_list() == ["bpr"]
 
 
@@ -220,7 +220,7 @@ def test_damaged_files_have_messages_and_the_rest_is_shown(folder, session_in, t
 
 
 def test_models_with_equal_ranks_are_tied(folder, session_in, tmp_path) -> None:
-    models = ("popular", "popular_recent", "sasrec")
+    models = ("markov", "popular", "popular_recent", "sasrec")
     for model in models:
         set_ranks(folder, model, 5)
     words = run_report(folder, session_in, tmp_path / "browser")
@@ -262,4 +262,4 @@ def test_the_smallest_logs_have_a_report(name, project_copy, session_in, tmp_pat
     with session_in(project_copy, env="test", runtime_params=params) as session:
         session.run()
     assert EXPECTED[name] in page_words(layer(project_copy, "tiny") / "report.html", tmp_path / "browser")
-    assert pl.read_parquet(layer(project_copy, "tiny") / "leaderboard.parquet").height == 2
+    assert pl.read_parquet(layer(project_copy, "tiny") / "leaderboard.parquet").height == 3

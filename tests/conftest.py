@@ -71,18 +71,28 @@ def project_copier() -> Callable[[Path], Path]:
 
 @pytest.fixture(scope="session")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
-    """A project after `kedro run --env test` with semantic ids, and what that printed; to be copied, not changed.
+    """A project after `kedro run --env test`, and what that printed; to be copied, not changed."""
+    return shared_run(tmp_path_factory, "whole")
 
-    All processes of pytest-xdist share one.
-    """
+
+@pytest.fixture(scope="session")
+def whole_run_with_ids(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
+    """As `whole_run`, with semantic ids, though no model of the run reads them."""
+    return shared_run(tmp_path_factory, "whole_with_ids", "--params", "modality=text")
+
+
+def shared_run(
+    tmp_path_factory: pytest.TempPathFactory, name: str, *arguments: str
+) -> tuple[Path, subprocess.CompletedProcess]:
+    """Run the whole project once for all processes of pytest-xdist."""
     base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "whole"
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     folder, output = shared / "project", shared / "output.json"
     with FileLock(f"{shared}.lock"):
         if not output.exists():
             copy_project(folder)
             environment = os.environ | {"PYTHONPATH": str(PROJECT / "src")}
-            command = [sys.executable, "-m", "kedro", "run", "--env", "test", "--params", "modality=text"]
+            command = [sys.executable, "-m", "kedro", "run", "--env", "test", *arguments]
             process = subprocess.run(
                 command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900, check=False
             )

@@ -1,4 +1,4 @@
-"""Every notebook runs on the data of `kedro run --env test` and is saved without output."""
+"""Every notebook runs on the data of `kedro run --env test --params modality=text` and is saved without output."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ PARAMETERS = {"02_train_and_compare": 'TRAIN = "item_knn"'}  # besides ENV
 
 
 @pytest.fixture(scope="module")
-def project_folder(whole_run, tmp_path_factory) -> Path:
-    """A copy of the project after a full run, with a folder for notebooks."""
-    folder = shutil.copytree(whole_run[0], tmp_path_factory.mktemp("notebooks") / "project", symlinks=True)
+def project_folder(whole_run_with_ids, tmp_path_factory) -> Path:
+    """A copy of the project after a full run with semantic ids, with a folder for notebooks."""
+    folder = shutil.copytree(whole_run_with_ids[0], tmp_path_factory.mktemp("notebooks") / "project", symlinks=True)
     (folder / "notebooks").mkdir()
     return folder
 

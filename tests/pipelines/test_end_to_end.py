@@ -1,4 +1,4 @@
-"""`kedro run --env test` as a user types it, on the bundled log; then single pipelines on what it left."""
+"""`kedro run --env test --params modality=text` as a user types it, on the bundled log; then single pipelines."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ DATASET = "online_retail"
 
 
 @pytest.fixture(scope="module")
-def whole_run(whole_run, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+def whole_run_with_ids(whole_run_with_ids, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     """The finished project, copied, since tests here change it."""
-    folder, done = whole_run
+    folder, done = whole_run_with_ids
     return shutil.copytree(folder, tmp_path_factory.mktemp("copy") / "project", symlinks=True), done
 
 
@@ -33,8 +33,8 @@ def reporting(folder: Path) -> Path:
     return folder / "data" / "test" / "08_reporting" / DATASET
 
 
-def test_it_ends_with_leaderboard_examples_and_where_to_look(whole_run) -> None:
-    folder, done = whole_run
+def test_it_ends_with_leaderboard_examples_and_where_to_look(whole_run_with_ids) -> None:
+    folder, done = whole_run_with_ids
     for word in ("NDCG@10", "popular_recent", "sasrec", "recommended", "Report", "MLflow"):
         assert word in done.stdout, word
     page = next(line.split()[-1] for line in done.stdout.splitlines() if line.startswith("Report"))
@@ -43,8 +43,8 @@ def test_it_ends_with_leaderboard_examples_and_where_to_look(whole_run) -> None:
     assert "Deprecat" not in done.stderr
 
 
-def test_the_baselines_came_along_under_one_protocol(whole_run) -> None:
-    folder, _ = whole_run
+def test_the_baselines_came_along_under_one_protocol(whole_run_with_ids) -> None:
+    folder, _ = whole_run_with_ids
     board = pl.read_parquet(reporting(folder) / "leaderboard.parquet")
     assert set(board["model"]) == {"sasrec", "popular", "popular_recent", "markov"}
     assert board["protocol"].n_unique() == 1
@@ -52,8 +52,8 @@ def test_the_baselines_came_along_under_one_protocol(whole_run) -> None:
     assert set(board["protocol"]) == {protocol["id"]}
 
 
-def test_the_leaderboard_says_what_metrics_json_says(whole_run) -> None:
-    folder, _ = whole_run
+def test_the_leaderboard_says_what_metrics_json_says(whole_run_with_ids) -> None:
+    folder, _ = whole_run_with_ids
     board = {row["model"]: row for row in pl.read_parquet(reporting(folder) / "leaderboard.parquet").to_dicts()}
     for model, row in board.items():
         (file,) = (reporting(folder) / model / "seed_42" / "metrics.json").glob("*/metrics.json")
@@ -62,8 +62,8 @@ def test_the_leaderboard_says_what_metrics_json_says(whole_run) -> None:
         assert row["ndcg@10"] == pytest.approx(metrics["test"]["ndcg@10"])
 
 
-def test_insights_are_of_all_models_and_add_up_to_their_metrics(whole_run) -> None:
-    folder, _ = whole_run
+def test_insights_are_of_all_models_and_add_up_to_their_metrics(whole_run_with_ids) -> None:
+    folder, _ = whole_run_with_ids
     found = json.loads((reporting(folder) / "insights.json").read_text())
     board = pl.read_parquet(reporting(folder) / "leaderboard.parquet")
     assert found["problems"] == []
@@ -80,16 +80,16 @@ def test_insights_are_of_all_models_and_add_up_to_their_metrics(whole_run) -> No
 
 
 @pytest.mark.browser
-def test_a_browser_draws_every_figure_of_the_page_without_a_complaint(whole_run, tmp_path) -> None:
-    folder, _ = whole_run
+def test_a_browser_draws_every_figure_of_the_page_without_a_complaint(whole_run_with_ids, tmp_path) -> None:
+    folder, _ = whole_run_with_ids
     shown = open_page(reporting(folder) / "report.html", tmp_path)
     assert 'data-ready="yes"' in shown.html and "data-error=" not in shown.html
     assert shown.console == [] and shown.empty == []
     assert {"quality_seconds", "steps", "text_ids_usage", "text_ids_sunburst"} <= set(shown.figures)
 
 
-def test_every_output_uses_the_ids_and_titles_of_the_source(whole_run) -> None:
-    folder, _ = whole_run
+def test_every_output_uses_the_ids_and_titles_of_the_source(whole_run_with_ids) -> None:
+    folder, _ = whole_run_with_ids
     (output,) = (folder / "data/test/07_model_output" / DATASET / "sasrec" / "seed_42").iterdir()  # of one protocol
     (file,) = output.glob("test_recommendations.parquet/*/test_recommendations.parquet")
     found = pl.read_parquet(file)
@@ -104,15 +104,15 @@ def test_every_output_uses_the_ids_and_titles_of_the_source(whole_run) -> None:
     assert len(first.split(",")[1].split(" ")) == 10
 
 
-def test_nothing_half_written_is_left(whole_run) -> None:
-    folder, _ = whole_run
+def test_nothing_half_written_is_left(whole_run_with_ids) -> None:
+    folder, _ = whole_run_with_ids
     assert not [path for path in (folder / "data" / "test").rglob("*") if path.name.endswith((".part", ".old"))]
 
 
-def test_mlflow_holds_the_run_and_its_models(whole_run) -> None:
+def test_mlflow_holds_the_run_and_its_models(whole_run_with_ids) -> None:
     from mlflow import MlflowClient
 
-    folder, _ = whole_run
+    folder, _ = whole_run_with_ids
     client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'data' / 'test' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name(DATASET)
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
@@ -140,8 +140,8 @@ def ids_of(folder: Path) -> SemanticIds:
     return SemanticIds.read(place / "semantic_ids.parquet")
 
 
-def test_every_item_has_an_id_of_its_own_that_passed_the_gate_and_stands_in_the_tree(whole_run) -> None:
-    folder, done = whole_run
+def test_every_item_has_an_id_of_its_own_that_passed_the_gate_and_stands_in_the_tree(whole_run_with_ids) -> None:
+    folder, done = whole_run_with_ids
     ids = ids_of(folder)
     items = pl.read_parquet(folder / "data/test/03_primary" / DATASET / "items.parquet")
     assert set(ids.item_ids) == set(items["item_id"])
@@ -158,11 +158,11 @@ def test_every_item_has_an_id_of_its_own_that_passed_the_gate_and_stands_in_the_
 
 
 def test_a_second_run_loads_no_encoder_and_keeps_every_id_beside_those_of_new_items(
-    whole_run, session_in, monkeypatch
+    whole_run_with_ids, session_in, monkeypatch
 ) -> None:
     from recpipe.content import text_embeddings
 
-    folder, _ = whole_run
+    folder, _ = whole_run_with_ids
     before = ids_of(folder)
     real = text_embeddings.load_encoder
 
@@ -192,8 +192,10 @@ def test_a_second_run_loads_no_encoder_and_keeps_every_id_beside_those_of_new_it
     assert after.item_ids[after.added].tolist() == ["new1", "new2"]
 
 
-def test_a_gate_that_does_not_pass_stops_the_run_with_advice_and_leaves_the_figures(whole_run, session_in) -> None:
-    folder, _ = whole_run
+def test_a_gate_that_does_not_pass_stops_the_run_with_advice_and_leaves_the_figures(
+    whole_run_with_ids, session_in
+) -> None:
+    folder, _ = whole_run_with_ids
     asked = {"semantic_ids": {"gate": {"reconstruction": 0.0}}}
     with (
         session_in(folder, env="test", runtime_params=asked) as session,
@@ -205,13 +207,17 @@ def test_a_gate_that_does_not_pass_stops_the_run_with_advice_and_leaves_the_figu
     assert (place / "usage_figure.json").is_file() and (place / "sunburst_figure.json").is_file()
 
 
-def test_report_alone_does_without_the_metrics_of_most_models(whole_run, session_in) -> None:
+def test_report_alone_does_without_the_metrics_of_most_models(whole_run_with_ids, session_in) -> None:
     """Last, since it changes the folder: item_knn has none, and sasrec's are moved away."""
-    folder, _ = whole_run
+    folder, _ = whole_run_with_ids
     (reporting(folder) / "sasrec").rename(folder / "aside")
     with session_in(folder, env="test") as session:
         session.run(pipeline_names=["report"])
-    assert set(pl.read_parquet(reporting(folder) / "leaderboard.parquet")["model"]) == {"popular", "popular_recent", "markov"}
+    assert set(pl.read_parquet(reporting(folder) / "leaderboard.parquet")["model"]) == {
+        "popular",
+        "popular_recent",
+        "markov",
+    }
     missing = session_in(folder, env="test", runtime_params={"dataset": "ml-1m"})
     with missing, pytest.raises(DatasetError, match="protocol.json is missing; run `kedro run --pipelines=train`"):
         missing.run(pipeline_names=["report"])

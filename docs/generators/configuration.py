@@ -86,7 +86,7 @@ PAGES = {
         ("train", "train.loss", "train.optimiser", "train.schedule"),
     ),
     "side": PageOfSettings(
-        "Side information and new users",
+        "Side information and cold start",
         "What models read besides item ids, and what users without history get. "
         "[Side information](../tutorials/side-information.md) is a tutorial.",
         (f"{PARAMETERS}/side.yml", f"{PARAMETERS}/cold_users.yml"),

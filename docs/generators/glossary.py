@@ -1,16 +1,17 @@
-"""Anchors of the glossary: each term of docs/glossary.md can be linked, as glossary.md#semantic-id."""
+"""Glossary: each term of docs/glossary.md has a heading, for the search and for links, as glossary.md#semantic-id."""
 
 from __future__ import annotations
 
 import re
 
 PAGE = "glossary.md"
-ROW = re.compile(r"^\| (?!term \||---)([^|]+?) \|", re.MULTILINE)
+HEAD = "| term | meaning |\n|---|---|\n"
+ROW = re.compile(r"^\| (?!term \|)([^|]+?) \| (.+?) \|$", re.MULTILINE)
 
 
 def terms(markdown: str) -> list[str]:
     """Return the first cells of the table, such as ``beam, beam search``."""
-    return ROW.findall(markdown)
+    return [term for term, _ in ROW.findall(markdown)]
 
 
 def anchor(term: str) -> str:
@@ -18,6 +19,7 @@ def anchor(term: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", term.partition(",")[0].lower()).strip("-")
 
 
-def with_anchors(markdown: str) -> str:
-    """Add an anchor before each term of the glossary."""
-    return ROW.sub(lambda match: f'| <span id="{anchor(match[1])}"></span>{match[1]} |', markdown)
+def with_headings(markdown: str) -> str:
+    """Replace the table by a heading and a paragraph per term, so that the search finds terms."""
+    markdown = ROW.sub(lambda match: f'<h4 id="{anchor(match[1])}">{match[1]}</h4>\n\n{match[2]}\n', markdown)
+    return markdown.replace(HEAD, '<div class="glossary" markdown>\n\n') + "\n</div>\n"

@@ -13,9 +13,10 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # mkdocs loads this file by its path
 
-from docs.generators import formulas, glossary, links, navigation, pictures, registry  # noqa: E402
+from docs.generators import formulas, glossary, links, navigation, pictures, registry, tables  # noqa: E402
 
-SEARCH_BOOST = {"tutorials": 4, "models": 2, "configuration": 2, "api": 0.5, "decisions": 0.25, "experiments": 0.25}
+SEARCH_BOOST = {"tutorials": 4, "models": 2, "configuration": 2, "glossary.md": 2}
+SEARCH_BOOST |= {"api": 0.1, "decisions": 0.1, "experiments": 0.1}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -38,15 +39,16 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Point links to repository files at their pages, split ``<picture>``, weigh search hits, add anchors of terms."""
+    """Point links to repository files at their pages, split ``<picture>``, weigh search hits, make terms headings."""
     folder = page.file.src_uri.partition("/")[0]
     page.meta.setdefault("search", {"boost": SEARCH_BOOST.get(folder, 1)})
     if page.file.src_uri == glossary.PAGE:
-        markdown = glossary.with_anchors(markdown)
+        markdown = glossary.with_headings(markdown)
+        page.meta["hide"] = ["toc"]  # of 190 terms in alphabetical order
     markdown = links.relink(markdown, page.file.src_uri, ROOT, repository_url=config.repo_url)
     return pictures.by_scheme(markdown)
 
 
 def on_page_content(html: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn formulas into MathML."""
-    return formulas.with_mathml(html)
+    """Turn formulas into MathML, mark long cells of tables."""
+    return tables.with_long_cells(formulas.with_mathml(html))

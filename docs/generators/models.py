@@ -37,6 +37,7 @@ FAMILIES = {
 CLASSICAL, SEQUENTIAL, GENERATIVE, STEPS = FAMILIES
 YEAR = re.compile(r"\b(?:19|20)\d\d\b(?!\.\d)")  # not the beginning of an arXiv number
 DECISION = re.compile(r"\bdecision (\d+)\b")
+VARIANT = "---\nsearch:\n  boost: 1\n---\n\n"  # found below the model that it is a variant of
 LIST_OF_SETS = "setrec"  # a type that generates sets of tokens and no semantic ids
 
 
@@ -197,8 +198,9 @@ def index(models: Sequence[ModelPage]) -> str:
 
 def page_text(page: ModelPage) -> str:
     """Return the page of a model."""
-    lines = [f"# {page.name}\n", f"{page.what}\n", f"**When to use:** {page.when[0].lower()}{page.when[1:]}\n"]
-    lines += [*_facts(page), "", "## Run\n", *_run(page), "## Measured\n", *_measured(page)]
+    head = VARIANT if page.is_variant else ""
+    lines = [f"{head}# {page.name}\n", f"{page.what}\n", f"**When to use:** {page.when[0].lower()}{page.when[1:]}\n"]
+    lines += [*_facts(page), "", "## Run { data-search-exclude }\n", *_run(page), "## Measured\n", *_measured(page)]
     lines += ["## Paper and differences\n", *_paper(page), "## Settings\n", *_settings(page)]
     return _with_decisions("\n".join(lines))
 
@@ -305,7 +307,7 @@ def _settings(page: ModelPage) -> Iterator[str]:
         if comment := comments.get(f"models.{page.name}.{name}"):
             parts.append(f"In the conf: {sentence(comment, capital=False)}")
         yield f"`{name}` = {value}\n:   {' '.join(filter(None, parts))}\n"
-    yield "### The file\n"
+    yield "### The file { data-search-exclude }\n"
     yield _about_file(page)
     yield f"```yaml\n{page.text.rstrip()}\n```\n"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from xml.etree import ElementTree
 
 import pytest
-from docs.generators import formulas, hooks, links, navigation, pictures, registry
+from docs.generators import formulas, hooks, links, navigation, pictures, registry, tables
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
@@ -119,3 +119,9 @@ def test_a_generated_page_that_stands_in_docs_is_refused(monkeypatch):
 
 def test_no_generated_page_stands_in_docs():
     assert [uri for uri in registry.generated_pages() if (hooks.ROOT / "docs" / uri).exists()] == []
+
+
+def test_long_cells_of_tables_are_marked_by_the_length_of_their_text():
+    link = '<a href="a-very-long-address-of-a-page.html">short</a>'
+    html = f'<td>{link}</td>\n<td style="text-align: right;">.1</td>\n<td>{"word " * 10}</td>'
+    assert tables.with_long_cells(html) == html.replace("<td>word", '<td class="long">word')

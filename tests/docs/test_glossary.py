@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from docs.generators.glossary import PAGE, anchor, terms, with_anchors
+from docs.generators.glossary import PAGE, anchor, terms, with_headings
 
 TEXT = (Path(__file__).parents[2] / "docs" / PAGE).read_text()
 
@@ -23,6 +23,6 @@ def test_each_term_has_one_line_with_a_sentence():
 def test_each_term_has_an_anchor_of_its_own():
     anchors = [anchor(term) for term in terms(TEXT)]
     assert len(anchors) == len(set(anchors))
-    assert re.findall(r'id="([^"]+)"', with_anchors(TEXT)) == anchors
+    assert re.findall(r'id="([^"]+)"', with_headings(TEXT)) == anchors
     assert anchor("beam, beam search") == "beam"
     assert anchor("semantic id") == "semantic-id"

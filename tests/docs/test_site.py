@@ -13,12 +13,30 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tests.docs import built_site
 from tests.docs.built_site import HtmlPage
 from tests.serving.chromium import Tab, browser_tab
 
 log = logging.getLogger(__name__)
 PHONE = 390
+SEARCHES = {
+    "early stopping": "glossary.html",
+    "learning rate": "configuration/train.html",
+    "batch size": "configuration/train.html",
+    "leave one out": "glossary.html",
+    "beam size": "glossary.html",
+    "cold start": "tutorials/side-information.html",
+    "export onnx": "tutorials/serving.html",
+    "diversity": "configuration/use.html",
+    "popularity bias": "glossary.html",
+    "negative sampling": "configuration/train.html",
+    "custom model": "tutorials/extending.html",
+    "resume training": "configuration/train.html",
+    "sasrec": "models/sasrec.html",
+    "train.patience": "configuration/train.html",
+    "BeamState": "api/decoding.html",
+}  # what an engineer types, and a page that answers it
 
 
 @pytest.fixture(scope="module")
@@ -98,13 +116,22 @@ def open_in(tab: Tab, address: str) -> None:
 
 
 def hits(tab: Tab, text: str) -> list[str]:
-    """Type into the search field; return the paths of the hits, best first."""
+    """Type into the search field; return the paths of the pages with hits, best first."""
     tab.run("document.querySelector('.md-search__input').focus()")
     tab.type(text)
     tab.until("document.querySelector('.md-search-result__item a')", seconds=60)
-    return tab.run(
-        "[...document.querySelectorAll('.md-search-result__item > a')].map((link) => new URL(link.href).pathname)"
-    )
+    links = "document.querySelectorAll('.md-search-result__item > a')"
+    return list(dict.fromkeys(tab.run(f"[...{links}].map((link) => new URL(link.href).pathname)")))
+
+
+def edge_contrast(tab: Tab, element: str, path: Path) -> int:
+    """Difference of brightness (0 to 255) between the right edge of an element and 40 pixels left of it."""
+    x, y = tab.run(f"(({{right, top}}) => [right, top])({element}.getBoundingClientRect())")
+    tab.screenshot(path, whole=False)
+    with Image.open(path) as image:
+        grey = image.convert("L")
+        inside, edge = (grey.getpixel((round(x) - offset, round(y) + 4)) for offset in (40, 1))
+    return abs(inside - edge)
 
 
 @pytest.mark.slow
@@ -132,6 +159,28 @@ class TestInTheBrowser:
         tab.screen(1280, 900)
         open_in(tab, f"{server}/index.html" if protocol == "http" else (site / "index.html").as_uri())
         assert any(hit.endswith("/tutorials/semantic-ids.html") for hit in hits(tab, "semantic ids")[:3])
+
+    def test_search_finds_the_words_of_the_field(self, server, tab):
+        tab.screen(1280, 900)
+        misses = {}
+        for text, page in SEARCHES.items():
+            open_in(tab, f"{server}/index.html")
+            if f"/{page}" not in (found := hits(tab, text)[:3]):
+                misses[text] = found
+        assert misses == {}
+
+    def test_what_scrolls_sideways_is_shaded_until_its_end(self, site, tab, tmp_path):
+        """Pixels of the right edge of the first wide table and of the first wide code block, in both colours."""
+        for dark in (False, True):
+            tab.screen(PHONE, 800, dark=dark)
+            for path, selector in [("protocols.html", ".md-typeset__scrollwrap"), ("index.html", "pre > code")]:
+                open_in(tab, (site / path).as_uri())
+                wide = f"[...document.querySelectorAll('{selector}')].find((e) => e.scrollWidth > e.clientWidth + 40)"
+                tab.run(f"{wide}.scrollIntoView({{block: 'center'}})")
+                start = edge_contrast(tab, wide, tmp_path / "start.png")
+                tab.run(f"{wide}.scrollLeft = 1e5")
+                end = edge_contrast(tab, wide, tmp_path / "end.png")
+                assert start > 25 and end < 5, (path, dark, start, end)
 
     def test_dark_pages_show_the_dark_pictures_only(self, site, tab):
         address = (site / "index.html").as_uri()

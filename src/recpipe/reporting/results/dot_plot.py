@@ -13,7 +13,7 @@ from typing import NamedTuple
 from recpipe.reporting.formatting import decimals, metric_title
 
 WIDTH, LEFT, RIGHT, ROW, TOP = 420, 158, 52, 20, 30  # pixels: whole, names, numbers, height of a row, title
-LETTERS = 22  # of a name
+LETTERS = 20  # of a name, in bold letters of a wide font
 STYLE = (  # contrast of texts with the paper is at least 4.5
     "<style>"
     ":root { --paper: #ffffff; --grey: #59636e; --blue: #0969da; --line: #d1d9e0 }"

@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint bench results pictures docs docs-serve viz mlflow clean
+.PHONY: help install demo serve test lint bench results pictures docs docs-serve viz mlflow clean
 
 PYTHON ?= python3
 VENV ?= $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
@@ -12,6 +12,8 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c c
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
+
+install: $(VENV)/.stamp-recpipe  ## recpipe and its dependencies into .venv, nothing else
 
 demo: $(VENV)/.stamp-recpipe  ## from the bundled log to compared recommenders, a few minutes on two cores
 	$(KEDRO) run
@@ -58,7 +60,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.stamp-recpipe: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing recpipe and its dependencies into $(VENV), 2.5 GB or more (CUDA): some minutes without output."
+	@echo "Installing recpipe and its dependencies into $(VENV), 2.5 GB, with CUDA 6 GB: some minutes without output."
 	$(INSTALL) -e .
 	@touch $@
 

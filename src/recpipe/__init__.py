@@ -7,6 +7,7 @@ model.recommend({"ann": ["21754", "22423"]}, k=10)
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 __all__ = ["Rules", "ServingBundle", "__version__", "load_bundle"]
+
+# OpenMP threads of torch wait for each other in a busy loop, by default for milliseconds. On busy cores this makes
+# training several times slower (docs/experiments/training-speed.md). libgomp reads the variable when it is loaded.
+if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
+    os.environ["GOMP_SPINCOUNT"] = "10000"  # rounds of the loop, some ten microseconds
 
 
 def __getattr__(name: str) -> Any:

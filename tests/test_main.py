@@ -31,6 +31,28 @@ def test_help_and_version_import_nothing_heavy(argument: str) -> None:
     assert shown if argument == "--help" else shown == [f"recpipe {recpipe.__version__}"]
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *([name, "--help"] for name in COMMANDS),
+        ["recommend"],
+        ["recommend", "folder", "--user", "ann", "--items", "i01"],
+        ["recommend", "data/06_models/films/sasrec"],
+        ["serve", "--prams", "x=1"],
+    ],
+    ids=" ".join,
+)
+def test_help_and_wrong_arguments_of_a_command_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+    code = "import sys; from recpipe.__main__ import main\n"
+    code += "try: status = main(sys.argv[1:])\nexcept SystemExit as end: status = end.code\n"
+    code += "print(status, *sys.modules)"
+    command = [sys.executable, "-c", code, *arguments]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    status, *modules = process.stdout.splitlines()[-1].split()
+    assert status == ("0" if "--help" in arguments else "2")
+    assert not set(HEAVY) & set(modules)
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_a_help_of_its_own_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:

@@ -33,6 +33,8 @@ def test_the_page_goes_from_a_csv_to_lists_and_prints_what_it_shows(page, page_p
             ("column    role", "keeps 93%"),
             ("events      31,980", "products.csv"),
             ("{'name': 'raw'", "'}]"),
+            ("user 12660, 11 events", "OF4 WOODLAND"),
+            ("  user_id  rank", "HARMONICA IN BOX"),
         ):
             shown = re.search(rf"^{start}[\s\S]*?{end}", text, re.MULTILINE)
             assert shown and shown[0] in outputs, start

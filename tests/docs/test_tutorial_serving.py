@@ -15,7 +15,10 @@ def test_every_way_to_make_lists_works(project: Path, page_project_after_demo: P
     outputs = run_page(project / "docs" / "tutorials" / "serving.md", page_project_after_demo)
     text = {output.snippet.text: output.stdout for output in outputs}
     (service,) = (stdout for code, stdout in text.items() if "/recommend" in code)
-    lists = json.JSONDecoder().raw_decode(service)[0]["lists"]
+    answer, end = json.JSONDecoder().raw_decode(service)
+    lists = answer["lists"]
+    (of_log,) = json.JSONDecoder().raw_decode(service[end:].lstrip())[0]["lists"]
+    assert of_log["user_id"] == "12347" and of_log["log_events"] > 10 and of_log["source"] == "model"
     assert [row["user_id"] for row in lists] == ["ann"] and len(lists[0]["items"]) == 5
     assert not {"21754", "22423"} & {item["item_id"] for item in lists[0]["items"]}
     (rules,) = (stdout for code, stdout in text.items() if "were" in code)

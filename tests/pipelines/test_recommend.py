@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from kedro.io import DatasetError
 
 from recpipe.config import ConfigError
+from recpipe.serving.__main__ import main
 
 pytestmark = pytest.mark.slow
 
@@ -53,6 +55,17 @@ def test_every_user_of_the_log_gets_a_list_of_every_model(folder, recommend, cap
         assert submission["user_id"].to_list() == users
     assert "sasrec: lists from the measured bundle" in caplog.text
     assert "pipeline=refit --params model=sasrec" in caplog.text
+
+
+@pytest.mark.parametrize("model", ["sasrec", "popular"])
+def test_the_list_of_a_user_on_the_command_line_is_that_of_the_pipeline(folder, recommend, capsys, model):
+    lists = pl.read_parquet(recommend(model=model)[model] / "recommendations.parquet")
+    for user in lists["user_id"].unique(maintain_order=True).to_list()[:60:20]:
+        assert main([str(folder / DATA / "06_models" / DATASET / model), "--user", user, "--json"]) == 0
+        rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        expected = lists.filter(pl.col("user_id") == user)
+        assert [row["item_id"] for row in rows] == expected["item_id"].to_list()
+        assert [row["score"] for row in rows] == pytest.approx(expected["score"].to_list(), rel=1e-4)
 
 
 def test_a_file_of_requests_is_short_for_the_setting(folder, recommend):

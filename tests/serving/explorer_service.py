@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response
 
+from recpipe.data.user_histories import UserHistories
 from recpipe.serving.http.explorer import explorer_router
 from recpipe.serving.http.users import users_router
 
@@ -46,7 +47,7 @@ def service(users: Path | None = None, *, key: str | None = None, images: bool =
     app.state.requests = []
     app.include_router(explorer_router())
     if users is not None:
-        app.include_router(users_router(users))
+        app.include_router(users_router(UserHistories(users)))
 
     def item(item_id: str) -> dict[str, Any]:
         return {"item_id": item_id, "title": TITLES[item_id], "train_events": 100}

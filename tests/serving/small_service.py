@@ -127,7 +127,7 @@ class Client:
 @asynccontextmanager
 async def running(models: Path, *, dataset: str = "tiny", **options: Any) -> AsyncIterator[Client]:
     """Serve the models below a folder until the block ends; options of `Service`, others are of conf."""
-    of_service = {name: options.pop(name) for name in ("api_key", "local") if name in options}
+    of_service = {name: options.pop(name) for name in ("api_key", "local", "users") if name in options}
     config, metrics = serve_config(**options), Metrics()
     loader = ModelLoader(config, metrics, dataset=dataset, items=lambda _: models / "items.parquet")
 

@@ -24,8 +24,8 @@ from recpipe.models.registry import build
 from recpipe.serving.__main__ import main
 from recpipe.serving.model import ServingBundle
 from recpipe.serving.similarity import similar_items
-from recpipe.training.bundle import CONFIG, WEIGHTS, Bundle, load_bundle, save_bundle
-from recpipe.training.bundle_folders import newest_bundle
+from recpipe.training.bundle import WEIGHTS, Bundle, load_bundle, save_bundle
+from recpipe.training.bundle_folders import CONFIG, newest_bundle
 
 ITEMS = 20
 TINY = {"dim": 16, "heads": 2, "head_dim": 8, "feed_forward": 32, "layers": 1, "decoder_layers": 1, "beam": 12}
@@ -248,6 +248,20 @@ def test_current_columns_replace_those_of_the_bundle(shop, tmp_path, capsys):
 def test_a_folder_without_a_bundle_is_an_error(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
     assert "no bundle in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("folder", "params"),
+    [
+        ("data/06_models/films/sasrec", "dataset=films,model=sasrec"),
+        ("data/06_models/films/sasrec/seed_7", "dataset=films,model=sasrec,seed=7"),
+        ("data/06_models/films", "dataset=films,model=<name>"),
+        ("models", "model=<name>"),
+    ],
+)
+def test_a_missing_model_names_the_command_that_trains_it(tmp_path, folder, params):
+    with pytest.raises(ValueError, match=f"--pipelines=train --params {params}`"):
+        newest_bundle(tmp_path / folder)
 
 
 def test_weights_with_other_ids_are_an_error(run):

@@ -15,7 +15,8 @@ from recpipe.data.conditions import condition_mask
 from recpipe.data.protocol import Protocol
 from recpipe.data.sequences import Vocabulary
 from recpipe.models.registry import build
-from recpipe.training.bundle import CONFIG, WEIGHTS, Bundle, load_bundle, save_bundle
+from recpipe.training.bundle import WEIGHTS, Bundle, load_bundle, save_bundle
+from recpipe.training.bundle_folders import CONFIG
 
 
 @pytest.fixture

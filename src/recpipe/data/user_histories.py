@@ -5,7 +5,8 @@ Nothing is loaded beforehand: a look-up streams the columns that it needs and st
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +16,6 @@ import pyarrow.dataset as ds
 from recpipe.data.digests import verified
 
 COLUMNS = ("user_id", "item_id", "timestamp", "order")  # of interactions
-HINT = "run `kedro run --pipeline=ingest --params dataset=<name>`"
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class UserHistory:
     total: int  # events of the user in the log
     items: list[str]
     timestamps: list[int] | None  # seconds; None where an event has no time
-    titles: list[str | None]
+    titles: list[str | None] = field(default_factory=list)  # beside ``items``; empty where they were not asked for
 
 
 class UserHistories:
@@ -66,16 +66,27 @@ class UserHistories:
 
     def history(self, user: str, limit: int = 1000) -> UserHistory | None:
         """Return the last ``limit`` events of ``user`` in the order that models are trained in, None without any."""
-        condition = pc.field("user_id") == user
-        events = self._interactions().to_table(columns=[*COLUMNS[1:]], filter=condition)
-        if not events.num_rows:
-            return None
-        timed = pa.types.is_integer(events["timestamp"].type) and not events["timestamp"].null_count
-        keys = [("timestamp", "ascending"), ("order", "ascending")] if timed else [("order", "ascending")]
-        last = events.sort_by(keys).slice(max(events.num_rows - limit, 0))
-        items = last["item_id"].cast(pa.string()).to_pylist()
-        times = last["timestamp"].to_pylist() if timed else None
-        return UserHistory(user, events.num_rows, items, times, self._titles(items))
+        history = self.histories([user], limit).get(user)
+        return None if history is None else replace(history, titles=self._titles(history.items))
+
+    def histories(self, users: Sequence[str], limit: int | None = None) -> dict[str, UserHistory]:
+        """Return the last ``limit`` events, by default all, of those of ``users`` that have any, without titles."""
+        log = self._interactions()
+        ids = pa.array(users, pa.string()).cast(log.schema.field("user_id").type)
+        events = log.to_table(columns=[*COLUMNS], filter=pc.field("user_id").isin(ids)).sort_by("user_id")
+        owners = events["user_id"].value_counts()
+        histories, start = {}, 0
+        for user, count in zip(owners.field("values").to_pylist(), owners.field("counts").to_pylist(), strict=True):
+            histories[user] = _last_events(user, events.slice(start, count), limit)
+            start += count
+        return histories
+
+    def profiles(self, users: Sequence[str], columns: Sequence[str]) -> pa.Table:
+        """Return the columns of ``users``, with ``user_id``; without the columns that the log does not have."""
+        table = self._users()
+        names = ["user_id", *(name for name in columns if name in table.schema.names)]
+        ids = pa.array(users, pa.string()).cast(table.schema.field("user_id").type)
+        return table.to_table(columns=names, filter=pc.field("user_id").isin(ids))
 
     def _titles(self, items: list[str]) -> list[str | None]:
         table = self._items()
@@ -87,14 +98,24 @@ class UserHistories:
         return [titles.get(item) for item in items]
 
 
+def _last_events(user: str, events: pa.Table, limit: int | None) -> UserHistory:
+    """Sort the events of a user and return the last ones."""
+    timed = pa.types.is_integer(events["timestamp"].type) and not events["timestamp"].null_count
+    keys = [("timestamp", "ascending"), ("order", "ascending")] if timed else [("order", "ascending")]
+    last = events.sort_by(keys).slice(0 if limit is None else max(events.num_rows - limit, 0))
+    items = last["item_id"].cast(pa.string()).to_pylist()
+    return UserHistory(user, events.num_rows, items, last["timestamp"].to_pylist() if timed else None)
+
+
 def _open(path: Path, columns: tuple[str, ...]) -> ds.Dataset:
     """Open a Parquet file with the given columns as a dataset."""
+    hint = f"run `kedro run --pipelines=ingest --params dataset={path.parent.name}`"
     if not path.is_file():
-        raise ValueError(f"{path} is missing, so users cannot be looked up in this log; {HINT}")
+        raise ValueError(f"{path} is missing, so users cannot be looked up in this log; {hint}")
     try:
-        dataset = ds.dataset(verified(path, HINT), format="parquet")
+        dataset = ds.dataset(verified(path, hint), format="parquet")
     except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); {HINT}") from error
+        raise ValueError(f"{path} cannot be read ({error}); {hint}") from error
     if missing := [name for name in columns if name not in dataset.schema.names]:
-        raise ValueError(f"{path} has no column {', '.join(missing)}; {HINT}")
+        raise ValueError(f"{path} has no column {', '.join(missing)}; {hint}")
     return dataset

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kedro.pipeline import Pipeline
 
-from recpipe.config import ConfigError, DataPaths, RunConfig, build_config, split_names
+from recpipe.config import ConfigError, DataPaths, RunConfig, build_config
 from recpipe.config.run_config import BUNDLES
 from recpipe.config.schema import DatasetConfig, EvaluateConfig, RecommendConfig
 from recpipe.pipelines.wiring import Wiring, create_node, node_inputs
@@ -179,7 +179,4 @@ def _with_profiles(requests: Requests, model: ServingBundle, paths: DataPaths) -
     """Add the columns of users that the model reads, and the table of users of the data set."""
     from dataclasses import replace
 
-    side, cold_users = model.model.side, model.model.cold_users
-    names = [] if side is None else list(split_names(side.config.users))
-    names += [] if cold_users is None else [column.name for column in cold_users.columns]
-    return replace(requests, profiles=paths.primary / "users.parquet", profile_columns=list(dict.fromkeys(names)))
+    return replace(requests, profiles=paths.primary / "users.parquet", profile_columns=model.profile_columns)

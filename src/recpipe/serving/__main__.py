@@ -2,6 +2,7 @@
 
 recpipe recommend data/06_models/online_retail/tiger --find lantern
 recpipe recommend data/06_models/online_retail/tiger --items 21754,85123A --top 5
+recpipe recommend data/06_models/online_retail/tiger --user 12660
 recpipe recommend data/06_models/online_retail/tiger --items 21754 --where 'price < 5 and train_events > 20'
 recpipe recommend data/06_models/my_log/sasrec --items 7,9 --max-per-category brand=2 --diversity 0.3
 recpipe recommend data/06_models/my_log/sasrec --new-items 0.2 --content data/06_models/my_log/text_knn
@@ -18,38 +19,54 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 import yaml
 
 from recpipe.config import read_yaml
-from recpipe.evaluation.recommendations import COLD_USERS
 from recpipe.reporting.formatting import printable
-from recpipe.serving.model import ServingBundle, load_bundle
+from recpipe.training.bundle_folders import log_folder, newest_bundle
+
+if TYPE_CHECKING:  # torch and pyarrow take seconds to import: only once the arguments are known to be right
+    import pyarrow as pa
+
+    from recpipe.data.user_histories import UserHistories
+    from recpipe.serving.model import ServingBundle
 
 TITLE_WIDTH = 60
 TITLES_SHOWN = 50
+EVENTS_SHOWN = 10
+USERS_SUGGESTED = 3
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print recommendations as a table or as JSON lines; exit status 2 for an invalid request."""
-    options = _parser().parse_args(arguments)
+    options = _options(arguments)
     try:
-        model = load_bundle(options.run, items=options.current, content=options.content)
+        folder = newest_bundle(options.run)
+        log = None if options.user is None else _open_log(folder, options.user)
+        from recpipe.serving.model import load_bundle
+
+        model = load_bundle(folder, items=options.current, content=options.content)
         if options.find is not None:
             return _print_hits(model, options.find)
         if options.similar is not None:
             (item,) = _trimmed([options.similar], model)
             _print_similar(model.similar(item, options.top), options.json)
             return 0
-        history = [*options.items, *_trimmed(options.item, model)]
+        history, times, profiles = [*(options.items or ()), *_trimmed(options.item, model)], options.times, None
+        if log is not None:
+            events = log.histories([options.user])[options.user]
+            history, times = events.items, events.timestamps
+            profiles = log.profiles([options.user], model.profile_columns)
+        user = options.user or "user"
         table = model.recommend(
-            {"user": history},
+            {user: history},
             options.top,
             rules=_rules(options, model),
-            timestamps=None if options.times is None else {"user": options.times},
+            timestamps=None if times is None else {user: times},
             now=options.now,
+            profiles=profiles,
             search=dict(options.search),
         )
     except (ValueError, OSError) as error:
@@ -59,8 +76,43 @@ def main(arguments: list[str] | None = None) -> int:
         for row in table.drop_columns(["user_id"]).to_pylist():
             print(json.dumps(row, ensure_ascii=False))
     else:
-        _print_table(model, history, table)
+        _print_table(model, options.user, history, table)
     return 0
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    """Parse the arguments; exit with status 2 for wrong ones, and for those that exclude each other."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    others = {"--items": options.items, "--item": options.item or None, "--times": options.times}
+    others |= {"--find": options.find, "--similar": options.similar}
+    if options.user is not None and (given := [name for name, value in others.items() if value is not None]):
+        parser.error(f"--user takes the history of the log: leave out {', '.join(given)}, or --user")
+    return options
+
+
+def _open_log(bundle: Path, user: str) -> UserHistories:
+    """Open the log of a bundle's data set. Raises ValueError where it is not on disk, and for an unknown user."""
+    from recpipe.data.user_histories import UserHistories
+
+    fix = "give the history with --items a,b,c instead of --user"
+    folder = log_folder(bundle)
+    if folder is None:
+        raise ValueError(
+            f"{bundle} is not in a data folder, data/06_models/<dataset>/<model>, so its log is unknown: {fix}"
+        )
+    try:
+        log = UserHistories(folder)
+    except ValueError as error:
+        raise ValueError(f"{error}, or {fix}") from error
+    if not log.histories([user]):
+        similar = log.find(user, USERS_SUGGESTED)
+        users = ", ".join(similar or log.find("", USERS_SUGGESTED))
+        raise ValueError(
+            f"user {user!r} has no events in the log of {folder.name}, which has {'similar ' * bool(similar)}ids such "
+            f"as {users}; for a user who is not in the log, {fix}"
+        )
+    return log
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -68,9 +120,8 @@ def _parser() -> argparse.ArgumentParser:
         "recpipe recommend", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, help="data/06_models/<dataset>/<model>, one of its seeds, or a bundle")
-    parser.add_argument(
-        "--items", type=_ids, default=[], help="ids of the history, oldest first, as a,b,c; none: a new user"
-    )
+    parser.add_argument("--user", metavar="ID", help="a user of the data set's log, with the history that it has there")
+    parser.add_argument("--items", type=_ids, help="ids of the history, oldest first, as a,b,c; none: a new user")
     parser.add_argument(
         "--item", action="append", default=[], help="one id of the history as it is, also with commas; repeatable"
     )
@@ -206,23 +257,42 @@ def _trimmed(ids: Iterable[str], model: ServingBundle) -> list[str]:
     return [item if item in vocabulary else item.strip() for item in ids]
 
 
-def _print_table(model: ServingBundle, history: list[str], table: pa.Table) -> None:
-    titles = dict(zip(model.vocabulary.ids.tolist(), model.titles, strict=True))
+def _print_table(model: ServingBundle, user: str | None, history: list[str], table: pa.Table) -> None:
+    """Print the newest events of a history and a list: probabilities of a model that has some, else scores."""
+    from recpipe.evaluation.recommendations import COLD_USERS
+
     print(f"{model.name} on {model.protocol.dataset}, protocol {model.protocol.id}")
-    for item in history:
-        title = titles.get(item) or ("no title" if item in titles else "unknown to this model, left out")
-        print(f"history {printable(item):>9}  {printable(title)[:TITLE_WIDTH]}")
+    if user is not None:
+        print(f"user {printable(user)}, {len(history):,} events in the log")
+    _print_history(model, history)
+    rows = table.to_pylist()
     codes = [name for name in table.column_names if name.endswith("_codes")]
-    print(f"{'rank':>4} {'item':>12}  {'title':{TITLE_WIDTH}} {'probability':>11}  {'  '.join(codes)}")
-    for row in table.to_pylist():
-        chance = "" if row["probability"] is None else f"{row['probability']:.2%}"
+    value = "probability" if any(row["probability"] is not None for row in rows) else "score"
+    print(f"{'rank':>4} {'item':>12}  {'title':{TITLE_WIDTH}} {value:>11}  {'  '.join(codes)}".rstrip())
+    for row in rows:
+        number = "" if row[value] is None else _score(row[value]) if value == "score" else f"{row[value]:.2%}"
         ids = "  ".join("-" if row[name] is None else ".".join(map(str, row[name])) for name in codes)
         item, title = printable(row["item_id"]), printable(row["title"])[:TITLE_WIDTH]
-        print(f"{row['rank']:>4} {item:>12}  {title:{TITLE_WIDTH}} {chance:>11}  {ids}")
-    if not len(table):
+        print(f"{row['rank']:>4} {item:>12}  {title:{TITLE_WIDTH}} {number:>11}  {ids}".rstrip())
+    if not rows:
         print("No item is left by the rules and the history.")
     if COLD_USERS in table["source"].to_pylist():
         print("No known item in the history: these are recommendations for users without history.")
+
+
+def _score(score: float) -> str:
+    """Format a score with five significant digits, so that those of one size stand below each other."""
+    return f"{score:#.5g}".removesuffix(".")
+
+
+def _print_history(model: ServingBundle, history: list[str]) -> None:
+    """Print the newest events, the newest last."""
+    titles = dict(zip(model.vocabulary.ids.tolist(), model.titles, strict=True))
+    if (older := len(history) - EVENTS_SHOWN) > 0:
+        print(f"history  ... and {older:,} older")
+    for item in history[-EVENTS_SHOWN:]:
+        title = titles.get(item) or ("no title" if item in titles else "unknown to this model, left out")
+        print(f"history {printable(item):>9}  {printable(title)[:TITLE_WIDTH]}")
 
 
 if __name__ == "__main__":

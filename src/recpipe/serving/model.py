@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from recpipe.config import check_known
+from recpipe.config import check_known, split_names
 from recpipe.data.ids import Ids
 from recpipe.data.sequences import Sequences
 from recpipe.data.user_items import Candidates, UserItems
@@ -233,6 +233,14 @@ class ServingBundle(ExternalIdBundle):
     def gives_probabilities(self) -> bool:
         """Whether lists have probabilities, which need the scores of the whole catalogue."""
         return self.model.probabilistic and (self.index is None or self.index.index is None)
+
+    @property
+    def profile_columns(self) -> list[str]:
+        """Columns of users that the model reads, or its fallback for users without history."""
+        side, cold_users = self.model.side, self.model.cold_users
+        names = [] if side is None else list(split_names(side.config.users))
+        names += [] if cold_users is None else [column.name for column in cold_users.columns]
+        return list(dict.fromkeys(names))
 
     @property
     def ranks_new_items(self) -> bool:

@@ -19,12 +19,14 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recpipe.config import ConfigError, Configuration, DataPaths, build_config, parse_overrides, split_names
 from recpipe.config.run_config import BUNDLES
-from recpipe.config.schema import ServeConfig
-from recpipe.serving.http.guard import is_loopback
+from recpipe.training.bundle_folders import log_folder, models_folder, newest_bundle
+
+if TYPE_CHECKING:
+    from recpipe.config.schema import ServeConfig
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,8 @@ ALL = "all"  # value of serve.models
 def main(arguments: list[str] | None = None) -> int:
     """Serve until SIGTERM or Ctrl-C; return 2 for settings and folders that cannot be served."""
     options = _parser().parse_args(arguments)
+    from recpipe.config.schema import ServeConfig
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True)
     try:
         configuration = Configuration.read(options.conf, options.env, parse_overrides(options.params))
@@ -73,6 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def check_access(host: str, api_key: str | None) -> str | None:
     """Return the API key. Raises ConfigError without one for addresses that others reach, and for a short one."""
+    from recpipe.serving.http.guard import is_loopback
+
     if not api_key and not is_loopback(host):
         raise ConfigError(
             f"serve.host is {host}, which others can reach, and there is no API key: set the environment variable "
@@ -113,7 +119,6 @@ def model_folders(models: Path, names: str, kinds: tuple[str, ...]) -> dict[str,
 def named_folders(bundles: list[str]) -> dict[str, Path]:
     """Read ``name=folder`` and ``folder``, whose name is that of its bundle. Raises ConfigError."""
     from recpipe.serving.http.model_loader import read_description
-    from recpipe.training.bundle_folders import newest_bundle
 
     folders: dict[str, Path] = {}
     for text in bundles:
@@ -129,22 +134,16 @@ def named_folders(bundles: list[str]) -> dict[str, Path]:
 
 def items_file(bundle: Path) -> Path | None:
     """Return the file of item columns of a bundle in a data folder, None for a bundle elsewhere."""
-    models = _models_folder(bundle)
-    return None if models is None else models.parents[1] / "03_primary" / models.name / "items.parquet"
+    folder = log_folder(bundle)
+    return None if folder is None else folder / "items.parquet"
 
 
 def beside(bundle: Path, model: str) -> Path:
     """Return the folder of another model of the same data set. Raises ConfigError for a bundle outside a run."""
-    models = _models_folder(bundle)
+    models = models_folder(bundle)
     if models is None:
         raise ConfigError(f"{bundle} is not in a data folder, so that recommend.content={model} cannot be found")
     return models / model
-
-
-def _models_folder(bundle: Path) -> Path | None:
-    """Return <data>/06_models/<dataset> of <data>/06_models/<dataset>/<model>/seed_<n>/<kind>/<version>/<kind>."""
-    parents = bundle.resolve().parents
-    return parents[4] if len(parents) > 6 and parents[5].name == "06_models" else None
 
 
 def open_socket(host: str, port: int) -> socket.socket:
@@ -183,6 +182,7 @@ def serve(
     import uvicorn
 
     from recpipe.serving.http.app import Service
+    from recpipe.serving.http.guard import is_loopback
     from recpipe.serving.http.images import images_of_dataset
     from recpipe.serving.http.loaded_models import LoadedModels
     from recpipe.serving.http.metrics import Metrics

@@ -28,9 +28,10 @@ from recpipe.layers.side import Side
 from recpipe.models.recommender import Recommender
 from recpipe.models.registry import build
 from recpipe.semantic_ids.ids import CatalogueIds
+from recpipe.training.bundle_folders import CONFIG
 
 CURVE_COLUMNS = dict.fromkeys(("epoch", "step", "seconds", "loss", "lr", "gradient_norm", "gradient_norm_max"))
-WEIGHTS, CONFIG, ITEMS = "model.safetensors", "config.json", "items.parquet"
+WEIGHTS, ITEMS = "model.safetensors", "items.parquet"
 ITEM_COLUMNS = "item_columns.parquet"  # of items with columns beside their titles; older bundles have none
 SEEN_EVENTS = "seen_events.parquet"  # bundles of older versions have none
 FORMATS = (1, 2)  # 2 has a manifest

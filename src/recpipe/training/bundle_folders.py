@@ -6,9 +6,10 @@ from pathlib import Path
 
 from recpipe.config.run_config import BUNDLES
 from recpipe.data.atomic import latest_version, version_names
-from recpipe.training.bundle import CONFIG
 
+CONFIG = "config.json"  # file that makes a folder a bundle
 KINDS = BUNDLES["newest"]
+MODELS, LOG = "06_models", "03_primary"  # layers of a data folder, as in ``DataPaths``
 
 
 def newest_bundle(path: Path | str, kinds: tuple[str, ...] = KINDS) -> Path:
@@ -24,7 +25,7 @@ def newest_bundle(path: Path | str, kinds: tuple[str, ...] = KINDS) -> Path:
     if not versions:
         reason = "there is no such folder" if not path.is_dir() else f"there is no {' and no '.join(kinds)} in it"
         raise ValueError(
-            f"no bundle in {path}: {reason}; train one with `kedro run --pipelines=train --params model=<name>`"
+            f"no bundle in {path}: {reason}; train one with `kedro run --pipelines=train --params {_params(path)}`"
         )
     return max(versions, key=lambda version: version.parent.name)
 
@@ -44,6 +45,27 @@ def bundle_versions(path: Path | str, kinds: tuple[str, ...] = KINDS) -> list[Pa
 def version_of(bundle: Path) -> str:
     """Return the version of a bundle's folder, its time; the name of a folder outside a run."""
     return bundle.parent.name if bundle.name in KINDS else bundle.name
+
+
+def models_folder(bundle: Path) -> Path | None:
+    """Return <data>/06_models/<dataset>, which a bundle of a run lies in; None for a bundle outside a data folder."""
+    parents = bundle.resolve().parents  # <data>/06_models/<dataset>/<model>/seed_<n>/<kind>/<version>/<kind>
+    return parents[4] if len(parents) > 6 and parents[5].name == MODELS else None
+
+
+def log_folder(bundle: Path) -> Path | None:
+    """Return <data>/03_primary/<dataset>, the ingested log of a bundle; None for a bundle outside a data folder."""
+    models = models_folder(bundle)
+    return None if models is None else models.parents[1] / LOG / models.name
+
+
+def _params(path: Path) -> str:
+    """Return the parameters of the training whose bundle would lie in ``path``."""
+    parts = path.absolute().parts
+    names = [] if MODELS not in parts else list(parts[len(parts) - parts[::-1].index(MODELS) :])
+    dataset, model, seed = [*names, "", "", ""][:3]
+    params = {"dataset": dataset, "model": model or "<name>", "seed": seed.removeprefix("seed_")}
+    return ",".join(f"{key}={value}" for key, value in params.items() if value)
 
 
 def _version_folders(path: Path, kinds: tuple[str, ...]) -> list[Path]:

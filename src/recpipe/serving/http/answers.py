@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -59,6 +59,7 @@ class User:
     candidates: np.ndarray | None  # (n,)
     exclude: np.ndarray  # (n,)
     profile: dict[str, Any]
+    note: bytes = b""  # further fields of the list, as JSON: ``,"name":value``
 
 
 @dataclass
@@ -83,8 +84,13 @@ class ListAnswers:
         self.description = describe_bundle(bundle)
         self._encoder = ListEncoder(ids, bundle.titles, codes)
 
-    def prepare(self, request: RecommendRequest) -> tuple[ListsKey, list[User]]:
-        """Return the key of a request and its users. Raises RequestError for users who differ in what they give."""
+    def prepare(
+        self, request: RecommendRequest, notes: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> tuple[ListsKey, list[User]]:
+        """Return the key of a request and its users. Raises RequestError for users who differ in what they give.
+
+        ``notes``: further fields of the lists in the answer, by user id.
+        """
         requests = request.user_requests()
         first = requests[0]
         for user in requests:
@@ -101,7 +107,7 @@ class ListAnswers:
             has_candidates=any(user.candidates is not None for user in requests),
             has_exclude=any(user.exclude for user in requests),
         )
-        return key, [self._user(user) for user in requests]
+        return key, [self._user(user, (notes or {}).get(user.user_id)) for user in requests]
 
     def compute(self, key: ListsKey | Call, requests: Sequence[Any]) -> list[Any]:
         """Answer requests of one key, in the thread of the model."""
@@ -125,7 +131,7 @@ class ListAnswers:
         is_cold = (lists.sources == SOURCES.index(COLD_USERS)).any(1)
         return _split(requests, users, arrays, [COLD_USERS if cold else SOURCES[0] for cold in is_cold.tolist()])
 
-    def _user(self, user: UserRequest) -> User:
+    def _user(self, user: UserRequest, note: Mapping[str, Any] | None) -> User:
         items = self._bundle.encode(user.items)
         known = items > 0
         unknown = len(items) - int(np.count_nonzero(known))
@@ -133,9 +139,9 @@ class ListAnswers:
         if unknown:
             items, times = items[known], None if times is None else times[known]
         candidates = None if user.candidates is None else self._bundle.encode(user.candidates)
-        return User(
-            user.user_id, items, times, unknown, candidates, self._bundle.encode(user.exclude or ()), user.profile or {}
-        )
+        exclude = self._bundle.encode(user.exclude or ())
+        fields = b"," + orjson.dumps(note)[1:-1] if note else b""
+        return User(user.user_id, items, times, unknown, candidates, exclude, user.profile or {}, fields)
 
 
 def _text(values: dict[str, Any] | None) -> str:
@@ -163,13 +169,14 @@ def _split(
 ) -> list[ListsAnswer]:
     """Return one answer per request."""
     entries = [
-        b'{"user_id":%b,"source":"%b","unknown_items":%d,"items":%b%b}'
+        b'{"user_id":%b,"source":"%b","unknown_items":%d,"items":%b%b%b}'
         % (
             orjson.dumps(user.user_id),
             source.encode(),
             user.unknown_items,
             array,
             NOTHING_LEFT if array == b"[]" else b"",
+            user.note,
         )
         for user, array, source in zip(users, arrays, sources, strict=True)
     ]

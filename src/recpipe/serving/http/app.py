@@ -21,11 +21,13 @@ from starlette.exceptions import HTTPException
 
 from recpipe import __version__
 from recpipe.config.schema import ServeConfig
+from recpipe.data.user_histories import UserHistories
 from recpipe.serving.http.answers import Call, describe, explanation, item_rows, recommend_body
 from recpipe.serving.http.docs import docs_page
 from recpipe.serving.http.explorer import explorer_router
 from recpipe.serving.http.guard import OTHER, App, Guard, error_response
 from recpipe.serving.http.loaded_models import LoadedModel, LoadedModels
+from recpipe.serving.http.log_histories import Notes, add_log_histories, lacks_history
 from recpipe.serving.http.metrics import CONTENT_TYPE, Metrics, gauge
 from recpipe.serving.http.requests import (
     ExplainRequest,
@@ -72,7 +74,7 @@ class Service:
     """The service: models, metrics and routes.
 
     ``api_key``: what clients must send, None for no check. ``local``: whether it listens on loopback only.
-    ``users``: folder of a prepared log, whose users the explorer may look up. ``images``: route of item images.
+    ``users``: folder of an ingested log, whose users may be looked up. ``images``: route of item images.
     """
 
     def __init__(
@@ -86,7 +88,8 @@ class Service:
         users: Path | None = None,
         images: APIRouter | None = None,
     ) -> None:
-        self.models, self.config, self.users, self.images = models, config, users, images
+        self.models, self.config, self.images = models, config, images
+        self.histories = None if users is None else _open_log(users)
         self.metrics = metrics
         metrics.add_gauges(self.state)
         self.is_stopping = False
@@ -140,7 +143,12 @@ class Service:
         request = parse_request(RecommendRequest, body)
         check_recommend(request, self.config)
         model = self.models.get(request.model)
-        key, users = model.answers.prepare(request)
+        notes: Notes = {}
+        if any(map(lacks_history, request.user_requests())):
+            columns = model.bundle.profile_columns
+            request, notes = await self.in_time(asyncio.to_thread(add_log_histories, request, self.histories, columns))
+            check_recommend(request, self.config)
+        key, users = model.answers.prepare(request, notes)
         lists = await self.in_time(model.batcher.submit(key, users, users=len(users)))
         for source, count in lists.sources.items():
             self.metrics.users(model.name, source, count)
@@ -193,12 +201,17 @@ class Service:
         api.include_router(explorer_router())
         if self.images is not None:
             api.include_router(self.images)
-        if self.users is not None:
-            try:
-                api.include_router(users_router(self.users))
-            except ValueError as error:
-                log.warning("users of the log cannot be looked up: %s", error)
-                self.users = None
+        if self.histories is not None:
+            api.include_router(users_router(self.histories))
+
+
+def _open_log(folder: Path) -> UserHistories | None:
+    """Open the log of a data set; None, with a warning, for one that cannot be read."""
+    try:
+        return UserHistories(folder)
+    except ValueError as error:
+        log.warning("users of the log cannot be looked up: %s", error)
+        return None
 
 
 def _error(_: Request, error: Exception) -> Response:
@@ -233,7 +246,9 @@ def _add_post_routes(api: FastAPI, service: Service) -> None:
     async def recommend(request: Request) -> Response:
         """Return top-k lists for one user or many, who need not be known; unknown items are counted and left out.
 
-        An empty history gets the list for users without history, whose source is cold_users.
+        A user with a user_id and without items has the history of the log, if the service reads one; log_events says
+        how many events that are. Without a history, as for empty items, the list is that for users without history: its
+        source is cold_users, and a warning says so where items were not sent.
         """
         return Response(await service.recommend(await request.body()), media_type="application/json")
 
@@ -280,7 +295,7 @@ def _add_get_routes(api: FastAPI, service: Service) -> None:
         served = [{**describe(model), "error": models.errors.get(model.name)} for model in models]
         absent = sorted(set(models.errors) - {model.name for model in models})
         refused = [{"name": name, "error": models.errors[name]} for name in absent]
-        page = {"histories": service.users is not None, "images": service.images is not None}
+        page = {"histories": service.histories is not None, "images": service.images is not None}
         return json_response({"default": models.default, **page, "models": served, "refused": refused})
 
 

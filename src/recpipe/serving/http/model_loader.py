@@ -15,8 +15,7 @@ from recpipe.serving.http.metrics import Metrics
 from recpipe.serving.http.requests import RecommendRequest, UserRequest
 from recpipe.serving.item_index.build import IndexConfig
 from recpipe.serving.model import AUTOMATIC_INDEX, load_bundle
-from recpipe.training.bundle import CONFIG
-from recpipe.training.bundle_folders import newest_bundle
+from recpipe.training.bundle_folders import CONFIG, newest_bundle
 from recpipe.training.settings import choose_device
 
 

@@ -5,7 +5,7 @@ A request body is parsed straight from its bytes. The first problem becomes a `R
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -37,7 +37,7 @@ class UserRequest(Request):
     """One user: a history, oldest event first, and what is known besides."""
 
     user_id: str = "user"
-    items: IdList = []
+    items: IdList = []  # where they are left out, those of the log are read, see log_histories
     timestamps: Annotated[list[Seconds], Field(fail_fast=True)] | None = None  # of the events
     profile: dict[str, str | int | float | bool | None] | None = None  # columns of users, for models that read them
     candidates: IdList | None = None  # the only items that may be recommended
@@ -57,8 +57,8 @@ class RecommendRequest(UserRequest):
     @model_validator(mode="after")
     def _check_users(self) -> RecommendRequest:
         own = self.model_fields_set & set(UserRequest.model_fields)
-        if self.users is None and "items" not in own:
-            raise ValueError("give users, a list of objects with user_id and items, or items of one user")
+        if self.users is None and not own & {"items", "user_id"}:
+            raise ValueError("give users, a list of objects with user_id and items, or items or user_id of one user")
         if self.users is not None and own:
             raise ValueError(f"give either users or {', '.join(sorted(own))} of one user")
         return self
@@ -102,7 +102,7 @@ def _request_error(errors: ValidationError, cls: type[Request]) -> RequestError:
     if error["type"] == "json_invalid":
         return RequestError(400, f"the body is no JSON: {message.removeprefix('invalid JSON: ')}")
     place = ".".join(str(part) for part in error["loc"])
-    fields = sorted(cls.model_fields)
+    fields = sorted(_object_at(cls, error["loc"][:-1]).model_fields)
     if error["type"] == "extra_forbidden":
         return RequestError(422, f"unknown field {place!r}", allowed=fields)
     if not place:
@@ -110,6 +110,21 @@ def _request_error(errors: ValidationError, cls: type[Request]) -> RequestError:
     if error["type"] == "missing":
         return RequestError(422, f"{place} is missing", allowed=fields)
     return RequestError(422, f"{place} cannot be {shorten(error['input'])}: {message}")
+
+
+def _object_at(cls: type[Request], place: tuple[int | str, ...]) -> type[Request]:
+    """Return the model of the object at a place of a request, such as UserRequest at ("users", 0)."""
+    for name in place:
+        if (field := cls.model_fields.get(str(name))) is not None:
+            cls = next(iter(_models_in(field.annotation)), cls)
+    return cls
+
+
+def _models_in(annotation: object) -> list[type[Request]]:
+    """Return the models in an annotation, such as that of list[UserRequest] | None."""
+    if isinstance(annotation, type) and issubclass(annotation, Request):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]
 
 
 def shorten(value: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -15,9 +14,8 @@ MAX_EVENTS = 1000  # of a history in an answer: its last ones
 MAX_USERS = 100
 
 
-def users_router(folder: Path) -> APIRouter:
-    """Return the routes for the log in ``folder``, data/03_primary/<dataset>. Raises ValueError without a log there."""
-    histories = UserHistories(folder)
+def users_router(histories: UserHistories) -> APIRouter:
+    """Return the routes for the users of a log."""
     router = APIRouter(tags=["users"])
 
     @router.get("/users", summary="Find users of the log by a part of their id")

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from recpipe.config import ConfigError
-from recpipe.data.describe import choose_core, describe, main
+from recpipe.data.column_roles import list_separator
+from recpipe.data.describe import choose_core, describe, good_ratings, main
 from recpipe.data.sample_rows import read_sample
 from recpipe.data.time_formats import detect_time_format
 
@@ -251,3 +252,148 @@ def test_a_time_format_is_found_where_the_first_and_the_last_value_are_broken() 
     detected = detect_time_format(values)
     assert detected is not None
     assert (detected.name, detected.first, detected.last) == ("%d.%m.%Y %H:%M", "2026-11-01", "2026-11-28")
+
+
+def write_table(path: Path, header: str, table: list[tuple[str, ...]]) -> Path:
+    path.write_text("\n".join([header, *map(";".join, table)]) + "\n")
+    return path
+
+
+def events(*more: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Each of 30 users has events with the next eight items, on as many days of May 2024; then the columns ``more``."""
+    return [
+        (f"u{u}", f"p{(u + n) % 12}", f"{n + 1:02}.05.2024 10:{u:02}", *(column[u % 2] for column in more))
+        for u in range(30)
+        for n in range(8)
+    ]
+
+
+@pytest.mark.parametrize("name", ["when", "at", "zeit", "x"])
+def test_a_column_of_times_is_the_timestamp_whatever_its_name(tmp_path, capsys, name) -> None:
+    """Birthdays of users are times as well, and none of their events."""
+    born = ("24.12.1990", "01.02.1985")
+    log = write_table(tmp_path / "log.csv", f"user;item;{name};born;grade", events(born, ("1", "2")))
+    _, datasets = run(tmp_path, str(log), "--name", "shop")
+    options = datasets["shop"]["options"]
+    assert options["columns"] == {"user_id": "user", "item_id": "item", "timestamp": name}
+    assert options["timestamp"] == "%d.%m.%Y %H:%M"
+    assert {"step": "duplicates", "keep": "first", "by": ["user_id", "item_id", "timestamp"]} in datasets["shop"][
+        "steps"
+    ]
+    output = capsys.readouterr().out
+    assert "no time column" not in output and (f"{name!r} is the timestamp by its values" in output) is (
+        name in ("zeit", "x")
+    )
+
+
+def test_plain_numbers_words_and_two_columns_of_times_are_not_taken_for_the_timestamp(tmp_path, capsys) -> None:
+    numbers = [(user, item, "1700000000", "20240131") for user, item, _ in events()]
+    cases = {
+        "numbers": ("user;item;x;y", numbers),
+        "two": ("user;item;x;y", [(*row, row[2]) for row in events()]),
+        "some": ("user;item;x", [(*row[:2], row[2] if n % 20 else "soon") for n, row in enumerate(events())]),
+        "empty": ("user;item;x", [(*row[:2], row[2] if n % 20 else "") for n, row in enumerate(events())]),
+    }
+    for name, (header, table) in cases.items():
+        _, datasets = run(tmp_path, str(write_table(tmp_path / "log.csv", header, table)), "--name", "shop", "--force")
+        assert "timestamp" not in datasets["shop"]["options"]["columns"], name
+        output = capsys.readouterr().out
+        assert "no time column: the order of the rows decides; name one with --timestamp COLUMN\n" in output
+        assert ("several columns hold times: x, y" in output) is (name == "two")
+    assert "no time column: the order" in (tmp_path / "conf/local/parameters/datasets/shop.yml").read_text()
+
+
+def test_unusable_and_repeated_rows_are_counted_and_no_events(tmp_path, capsys) -> None:
+    """Of 240 rows, 3 lose their user, 2 their time and 4 appear again."""
+    table = events()
+    broken = [("", *row[1:]) for row in table[:3]] + [(*table[3][:2], "??"), (*table[4][:2], "31.02.2024 10:00")]
+    log = write_table(tmp_path / "log.csv", "user;item;when", broken + table[5:] + table[100:104])
+    run(tmp_path, str(log), "--name", "shop")
+    lines = capsys.readouterr().out.splitlines()
+    assert "239 events, 30 users, 12 items" in lines
+    assert "3 rows have no user or no item" in lines
+    assert "2 rows have no time in the format %d.%m.%Y %H:%M, such as '??'" in lines
+    assert any(line.startswith("4 rows have user, item and time of an earlier row") for line in lines)
+
+
+def test_a_log_whose_rows_lack_user_or_time_is_an_error(tmp_path, capsys) -> None:
+    table = [("", "p", "01.05.2024"), ("u", "p", "")]
+    log = write_table(tmp_path / "log.csv", "user;item;when", table)
+    assert run(tmp_path, str(log), "--name", "shop") == (1, {})
+    assert "has a value in both 'user' and 'item', and a time in 'when'" in capsys.readouterr().err
+
+
+def test_columns_of_the_items_are_shown_with_roles_and_lists_are_split(tmp_path, capsys) -> None:
+    log = write_table(tmp_path / "log.csv", "user;item;when", events())
+    kinds = ["Drama", "Drama|War", "War", "Comedy"]
+    films = [(f"p{n}", f"Film {n}", kinds[n % 4], f"{n}.5") for n in range(12)]
+    items = write_table(tmp_path / "films.csv", "item;name;kinds;price", films)
+    _, datasets = run(tmp_path, str(log), "--name", "shop", "--items", str(items))
+    assert datasets["shop"]["options"]["items"] == {
+        "columns": {"item_id": "item", "title": "name"}, "lists": {"kinds": "|"}, "delimiter": ";",
+    }  # fmt: skip
+    content = datasets["shop"]["content"]
+    assert content["text"]["template"] == "{title}. {kinds}"
+    assert content["category"] == {"column": "kinds", "of_list": "first"}
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for line in (
+        "item item_id 12 p0",
+        "name title 12 Film 0",
+        "kinds text, category, list by '|' 4 Drama",
+        "price - 12 0.5",
+    ):
+        assert line.split() in shown
+
+
+@pytest.mark.parametrize(
+    ("values", "separator"),
+    [
+        (["Drama|War", "War", "Drama", "War", "Drama"], "|"),  # one of five, 2 names for 6 parts
+        (["Drama|War", "War", "Drama", "War", "Drama", "War"], None),  # one of six
+        (["a; b", "b;a", "", "a"], ";"),
+        (["Salt; and pepper", "A film; in colour"], None),  # four parts, each once
+        (["Drama", "War"], None),
+        ([], None),
+    ],
+)
+def test_separators_of_lists(values, separator) -> None:
+    assert list_separator(values) == separator
+
+
+@pytest.mark.parametrize(
+    ("values", "good"),
+    [
+        (["5", "4", "3", "1", ""], ("4", 0.5)),
+        (["0.5", "4.5", "3.5", "5.0"], ("4.5", 0.5)),
+        (["1", "0", "0", "0"], ("1", 0.25)),
+        (["10", "7", "8", "2"], ("8", 0.5)),
+        (["3", "3"], None),
+        (["-1", "-2"], None),
+        ([""], None),
+    ],
+)
+def test_good_ratings_begin_at_four_fifths_of_the_highest(values, good) -> None:
+    assert good_ratings(values) == good
+
+
+def test_ratings_count_as_events_and_the_step_that_keeps_good_ones_is_offered(tmp_path, capsys) -> None:
+    log = write_table(tmp_path / "log.csv", "user;item;when;stars", events(("5", "2")))
+    run(tmp_path, str(log), "--name", "shop")
+    assert (
+        "every rating counts as an event; to keep the good ones, 50%, use the step min_rating"
+        in capsys.readouterr().out
+    )
+    text = (tmp_path / "conf/local/parameters/datasets/shop.yml").read_text()
+    assert "Every rating counts as an event" in text
+    steps = yaml.safe_load(text.replace("# - {step: min_rating", "- {step: min_rating"))["datasets"]["shop"]["steps"]
+    assert steps[0] == {"step": "min_rating", "at_least": 5}
+
+
+def test_the_last_lines_propose_the_fast_models_first(tmp_path, capsys) -> None:
+    log = write_table(tmp_path / "log.csv", "user;item;when", events())
+    run(tmp_path, str(log), "--name", "shop")
+    commands = [line.strip() for line in capsys.readouterr().out.splitlines() if line.strip().startswith("kedro")]
+    assert commands == [
+        "kedro run --pipelines=ingest,train,evaluate,report --params dataset=shop,model=popular+item_knn",
+        "kedro run --params dataset=shop",
+    ]

@@ -106,21 +106,21 @@ WARNINGS = {
 @pytest.mark.parametrize(("times", "message"), WARNINGS.values(), ids=[*WARNINGS])
 def test_times_that_cannot_be_right_have_a_warning_with_the_setting(tmp_path, times, message):
     got = profile(write(tmp_path / "log.parquet", ["a", "a", "b"], ["x", "y", "x"], times))
-    warnings = profile_warnings(got, exclude_seen=True)
+    warnings = profile_warnings(got, dataset="films", exclude_seen=True)
     assert not warnings if message is None else re.search(message, "".join(warnings)) and len(warnings) == 1
 
 
 def test_repeats_have_a_warning_only_where_seen_items_are_excluded(tmp_path):
     log = write(tmp_path / "log.parquet", ["a"] * 4 + ["b"] * 4, list("xyxxpqqr"), list(range(10**9, 10**9 + 8)))
     got = profile(log)
-    (warning,) = profile_warnings(got, exclude_seen=True)
+    (warning,) = profile_warnings(got, dataset="films", exclude_seen=True)
     assert "38% of the events, and the last events of 50% of the users, repeat an item" in warning
     assert "protocol.exclude_seen=false" in warning and "duplicates" in warning
-    assert profile_warnings(got, exclude_seen=False) == []
+    assert profile_warnings(got, dataset="films", exclude_seen=False) == []
     copies = profile(write(tmp_path / "copies.parquet", ["a", "a"], ["x", "x"], [10**9] * 2))
-    assert "1 of 2 events are copies" in profile_warnings(copies, exclude_seen=False)[0]
+    assert "1 of 2 events are copies" in profile_warnings(copies, dataset="films", exclude_seen=False)[0]
     older = {name: got[name] for name in ("rows", "untimed", "repeats", "tied")}  # a file of an earlier version
-    assert len(profile_warnings(older, exclude_seen=True)) == 1
+    assert len(profile_warnings(older, dataset="films", exclude_seen=True)) == 1
 
 
 @pytest.mark.parametrize("targets", ["next", "all"])
@@ -138,12 +138,24 @@ def test_targets_in_their_own_history_are_counted_and_named_with_the_setting(tar
     assert split_warnings(sizes, exclude_seen=False) == split_warnings({"test_targets": 5}, exclude_seen=True) == []
 
 
+def test_ties_at_the_last_time_have_a_warning_with_the_command_that_measures_them(tmp_path):
+    """Of the users a to e, a has two events in his last minute: a fifth, from which the warning is given."""
+    users, times = ["a", "a", "a", "b", "b", "c", "d", "e"], [60, 120, 120, 60, 120, 60, 60, 60]
+    times = [1_500_000_000 + time for time in times]
+    got = profile(write(tmp_path / "log.parquet", users, list("xyzxyxxx"), times))
+    (warning,) = profile_warnings(got, dataset="films", exclude_seen=True)
+    assert warning.startswith("20% of the users have several events at their last time")
+    assert "`kedro run --pipelines=ties,report --params dataset=films,model=<trained model>`" in warning
+
+
 def test_ids_in_two_forms_have_a_warning_from_one_percent(tmp_path):
     got = profile(write(tmp_path / "log.parquet", ["u"], ["i"], [1_600_000_000]))
     entry = {"table": "items", "ids": 200, "form": "without `.0` at their end", "pairs": 2, "example": "1.0"}
-    (warning,) = profile_warnings({**got, "duplicate_ids": [entry]}, exclude_seen=False)
+    (warning,) = profile_warnings({**got, "duplicate_ids": [entry]}, dataset="films", exclude_seen=False)
     assert "2 of 200 items of the log have the id of another without `.0` at their end, such as '1.0'" in warning
-    assert profile_warnings({**got, "duplicate_ids": [{**entry, "pairs": 1}]}, exclude_seen=False) == []
+    assert (
+        profile_warnings({**got, "duplicate_ids": [{**entry, "pairs": 1}]}, dataset="films", exclude_seen=False) == []
+    )
 
 
 def test_an_empty_log_is_an_error(tmp_path):

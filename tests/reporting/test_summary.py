@@ -77,7 +77,8 @@ def test_the_log_after_ingest_is_one_block():
     text = format_log({**profile, **times, "joins": joins}, steps, title="shop")
     assert "68 of 70 items are in items.csv, 2 of these without text" in text
     untimed = {**profile, **dict.fromkeys([*times, "span_days"])}
-    assert "no timestamps" in format_log(untimed, steps.head(1), title="shop")
+    text = " ".join(format_log(untimed, steps.head(1), title="shop").split())
+    assert "time no time column: the order of the rows decides" in text and "name a time column as `timestamp`" in text
 
 
 def test_warnings_about_the_data_follow_the_leaderboard():

@@ -48,7 +48,7 @@ def check_names(configuration: Configuration) -> None:
     _check_blocks(block(files, "datasets"))
     _check_blocks(block(files, "models"))
     datasets, profiles, profile = block(files, "datasets"), block(files, "profiles"), configuration.profile
-    check_known(configuration.dataset, datasets, what="dataset", hint=" (files in conf/base/parameters/datasets)")
+    check_known(configuration.dataset, datasets, what="dataset", hint=" (files in conf/*/parameters/datasets)")
     for tree in (files, *(block(datasets, name) for name in datasets)):
         _check_blocks(tree, BY_DATASET)
         for kind in block(tree, "semantic_ids", "kinds"):

@@ -16,14 +16,14 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import NamedTuple
 
 from recpipe.config import ConfigError
 from recpipe.config.files import read_yaml
+from recpipe.data.column_roles import LOG_ROLES, ItemTable, describe_items, guess_roles, time_columns
+from recpipe.data.dataset_file import dataset_file
 from recpipe.data.sample_rows import Sample, is_number, read_sample
 from recpipe.data.time_formats import TimeFormat, detect_time_format
 
@@ -33,32 +33,23 @@ MIN_SHARE_OF_NUMBERS = 0.9  # values of a rating or a weight
 CORES = (5, 3, 2)  # k of the step k_core, largest first
 MIN_CORE_SHARE = 0.5  # of the events, which the step k_core keeps
 MIN_USERS = 20
-MIN_SHARED_IDS = 0.5  # of the log's ids in a column of the items, which is then their id whatever its name
-REPEATS = 0.1  # share of events with an item that their user had before, from which lists may repeat items
-NAMES = {  # usual names of columns by role, the most usual first, in letters only
-    "user_id": "user userid customer customerid visitor visitorid client clientid member memberid uid reviewerid "
-    "account accountid buyer person personid profileid shopper subscriber listener listenerid viewer viewerid reader "
-    "readerid player playerid guest guestid student studentid",
-    "session_id": "session sessionid visit visitid basketid",
-    "item_id": "item itemid product productid sku article articleid asin parentasin movie movieid film track trackid "
-    "song songid book bookid isbn video videoid game gameid show showid podcast podcastid episode episodeid recipe "
-    "recipeid course courseid hotel hotelid venue venueid stockcode aid contentid newsid businessid",
-    "timestamp": "timestamp time date datetime ts createdat happenedat eventtime eventdate unixreviewtime orderdate "
-    "invoicedate purchasedate boughtat bought ratedat watchedat playedat reviewtime day",
-    "rating": "rating ratings stars overall score",
-    "weight": "quantity qty count plays playcount",
-    "event": "event eventtype action actiontype behavior behaviour interaction",
-    "title": "title name productname itemname movietitle description itemtitle label",
-}
+GOOD = 0.8  # of the highest rating, from which a rating is good: 4 of 5
 NUMBERS = ("rating", "weight")  # roles whose values are numbers
-LOG_ROLES = ("user_id", "session_id", "item_id", "timestamp", "rating", "weight", "event")
-TEXT_NAMES = ("brand", "category", "categories", "genres", "description", "author", "artist", "tags", "summary")
+
+
+class GoodRatings(NamedTuple):
+    """The lowest good rating, as in the file, and the share of ratings from it on."""
+
+    at_least: str
+    share: float
 
 
 @dataclass(frozen=True)
 class Description:
     """A log as read: columns by role, time format, counts, and the steps that fit them.
 
+    unusable: rows without a user or an item, and those without a time, by reason. duplicates: usable rows with user,
+    item and time of an earlier one; 0 for a log without times. good: of a log with ratings, None where all are equal.
     core, core_share: k of the step k_core, None without one, and the share of events that it keeps.
     """
 
@@ -69,6 +60,9 @@ class Description:
     repeats: float
     core: int | None
     core_share: float
+    unusable: Mapping[str, int] = field(default_factory=dict)
+    duplicates: int = 0
+    good: GoodRatings | None = None
     notes: Sequence[str] = ()  # for the reader: columns that are not used, and why
 
     @property
@@ -85,26 +79,75 @@ def main(arguments: list[str] | None = None) -> int:
         _check_name(name)
         requested = {role: column for role in LOG_ROLES if (column := getattr(options, role))}
         log = describe(read_sample(options.file, rows=options.rows, delimiter=options.delimiter), requested)
-        items = None if options.items is None else read_sample(options.items, rows=options.rows, delimiter=None)
+        items = _items(options, log)
         text = dataset_file(name, log, items, raw=Path("data/01_raw") / name)
         target = options.conf / "local" / "parameters" / "datasets" / f"{name}.yml"
         if not options.print:
             _check_target(target, options.conf, force=options.force)
-        print("\n".join(report(log)))
+        print("\n".join(report(log, items)))
         if options.print:
             print(f"\n{text}", end="")
         else:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text, encoding="utf-8")
-            print(f"\nwrote {target}: look at it, then\n  kedro run --params dataset={name}")
+            print(f"\nwrote {target}: look at it, then\n{commands(name)}")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
+def commands(name: str) -> str:
+    """Return the commands that train on a data set, the fast one first."""
+    first = f"  kedro run --pipelines=ingest,train,evaluate,report --params dataset={name},model=popular+item_knn"
+    return f"{first}\nand for sasrec, a neural network, which takes longer\n  kedro run --params dataset={name}"
+
+
+def _items(options: argparse.Namespace, log: Description) -> ItemTable | None:
+    """Describe the items file, or the log where it has titles; None without either."""
+    if options.items is not None:
+        return describe_items(read_sample(options.items, rows=options.rows, delimiter=None), log.sample, log.columns)
+    has_titles = "title" in guess_roles(log.sample, log.columns, (*log.columns, "title"))
+    return describe_items(log.sample, log.sample, log.columns) if has_titles else None
+
+
 def describe(sample: Sample, requested: Mapping[str, str]) -> Description:
     """Find roles of columns, time format and counts. Raises ConfigError where no column names users or items."""
+    columns = _log_columns(sample, requested)
+    notes = _drop_words(columns, sample, requested)
+    if "timestamp" not in columns:
+        columns, note = _with_time(columns, sample)
+        notes += note
+    time = _time(columns, sample) if "timestamp" in columns else None
+    user = columns.get("user_id") or columns["session_id"]
+    users, items = sample.values(user), sample.values(columns["item_id"])
+    times = sample.values(columns["timestamp"]) if time else [""] * sample.rows
+    has_time = _readable(times, time.name) if time else [True] * sample.rows
+    named = [bool(user_id and item_id) for user_id, item_id in zip(users, items, strict=True)]
+    usable = [row for row in range(sample.rows) if named[row] and has_time[row]]
+    if not usable:
+        time_words = f", and a time in {columns['timestamp']!r}" if time else ""
+        raise ConfigError(
+            f"no row of {sample.path} has a value in both {user!r} and {columns['item_id']!r}{time_words}"
+        )
+    untimed = [times[row] for row in range(sample.rows) if named[row] and not has_time[row]]
+    unusable = {"no user or no item": named.count(False)}
+    if time:
+        example = next(filter(str.strip, untimed), None)
+        reason = "no time" if example is None else f"no time in the format {time.name}, such as {example[:50]!r}"
+        unusable[reason] = len(untimed)
+    pairs = [(users[row], items[row]) for row in usable]
+    duplicates = len(usable) - len({(users[row], items[row], times[row]) for row in usable}) if time else 0
+    counts = {"events": len(pairs), "users": len({u for u, _ in pairs}), "items": len({i for _, i in pairs})}
+    repeats = 1 - len(set(pairs)) / len(pairs)
+    core, core_share = choose_core(pairs)
+    ratings = sample.values(columns["rating"]) if "rating" in columns else []
+    good = good_ratings([ratings[row] for row in usable]) if ratings else None
+    return Description(sample, columns, time, counts, repeats, core, core_share, unusable, duplicates, good, notes)
+
+
+def _log_columns(sample: Sample, requested: Mapping[str, str]) -> dict[str, str]:
+    """Return columns by role. Raises ConfigError where none names users or items, and for a wrong request."""
     for role, column in requested.items():
         if column not in sample.columns:
             raise ConfigError(
@@ -122,43 +165,56 @@ def describe(sample: Sample, requested: Mapping[str, str]) -> Description:
             f"no column of {sample.path} looks like {' or '.join(words for words, _ in missing)}: name it with "
             f"{' '.join(option for _, option in missing)}; its columns: {', '.join(sample.columns)}"
         )
-    notes = _drop_words(columns, sample, requested)
-    time = None
-    if "timestamp" in columns:
-        time = detect_time_format(sample.values(columns["timestamp"]))
-        if time is None or time.share < MIN_SHARE_OF_TIMES:
-            example = next(iter(sample.values(columns["timestamp"])), "")
-            raise ConfigError(
-                f"no known time format fits the column {columns['timestamp']!r}, whose first value is {example!r}: "
-                "name another one with --timestamp COLUMN, or write the file by hand: `timestamp` in "
-                "conf/base/parameters/datasets/my_log.yml takes a format such as '%d.%m.%Y %H:%M'"
-            )
-    user = columns.get("user_id") or columns["session_id"]
-    pairs = [pair for pair in zip(sample.values(user), sample.values(columns["item_id"]), strict=True) if all(pair)]
-    if not pairs:
-        raise ConfigError(f"no row of {sample.path} has a value in both {user!r} and {columns['item_id']!r}")
-    counts = {"events": len(pairs), "users": len({u for u, _ in pairs}), "items": len({i for _, i in pairs})}
-    repeats = 1 - len(set(pairs)) / max(len(pairs), 1)
-    core, core_share = choose_core(pairs)
-    return Description(sample, columns, time, counts, repeats, core, core_share, notes)
+    return columns
 
 
-def guess_roles(sample: Sample, requested: Mapping[str, str], roles: Sequence[str]) -> dict[str, str]:
-    """Return the column of every role that one fits: the requested one, or the first whose name is usual for it.
+def _with_time(columns: dict[str, str], sample: Sample) -> tuple[dict[str, str], list[str]]:
+    """Add the one column whose values are times, if there is one; return the columns by role and what to say."""
+    found = time_columns(sample, columns)
+    if not found:
+        return columns, []
+    if len(found) > 1:
+        return columns, [f"several columns hold times: {', '.join(found)}"]
+    columns = columns | {"timestamp": found[0]}
+    note = f"the column {found[0]!r} is the timestamp by its values; if that is wrong, --timestamp names another one"
+    return {role: columns[role] for role in LOG_ROLES if role in columns}, [note]
 
-    A weight changes what models learn: it has a column only if one is requested.
-    """
-    columns = dict(requested)
-    for role in roles:
-        free = [column for column in sample.columns if column not in columns.values()]
-        by_name = {re.sub(r"[^a-z]", "", column.lower()): column for column in reversed(free)}
-        if role not in (*columns, "weight") and (
-            name := next((name for name in NAMES[role].split() if name in by_name), None)
-        ):
-            columns[role] = by_name[name]
-    if "user_id" in columns and "session_id" in columns and "session_id" not in requested:
-        del columns["session_id"]  # sequences of users, unless sessions are requested
-    return {role: columns[role] for role in roles if role in columns}
+
+def _time(columns: Mapping[str, str], sample: Sample) -> TimeFormat:
+    """Return the format of the timestamp. Raises ConfigError where no known one fits."""
+    time = detect_time_format(sample.values(columns["timestamp"]))
+    if time is None or time.share < MIN_SHARE_OF_TIMES:
+        example = next(iter(sample.values(columns["timestamp"])), "")
+        raise ConfigError(
+            f"no known time format fits the column {columns['timestamp']!r}, whose first value is {example!r}: "
+            "name another one with --timestamp COLUMN, or write the file by hand: `timestamp` in "
+            "conf/base/parameters/datasets/my_log.yml takes a format such as '%d.%m.%Y %H:%M'"
+        )
+    return time
+
+
+def _readable(values: Sequence[str], unit: str) -> list[bool]:
+    """Return for every value whether ingest reads it as a time."""
+    import duckdb
+    import pyarrow as pa
+
+    from recpipe.data.files.times import time_sql
+
+    with duckdb.connect(config={"threads": 1}) as con:
+        log = con.from_arrow(pa.table({"time": pa.array(values, pa.string())}))
+        selection = f"({time_sql('time', 'VARCHAR', unit).ticks}) IS NOT NULL"
+        return [bool(row[0]) for row in log.project(selection).fetchall()]
+
+
+def good_ratings(values: Sequence[str]) -> GoodRatings | None:
+    """Return the lowest rating from four fifths of the highest one on; None where no rating is lower."""
+    ratings = [float(value) for value in values if is_number(value)]
+    ratings = [rating for rating in ratings if math.isfinite(rating)]
+    limit = GOOD * max(ratings, default=0.0)
+    at_least = min((rating for rating in ratings if rating >= limit), default=None)
+    if at_least is None or at_least == min(ratings):
+        return None
+    return GoodRatings(f"{at_least:g}", sum(rating >= at_least for rating in ratings) / len(ratings))
 
 
 def _drop_words(columns: dict[str, str], sample: Sample, requested: Mapping[str, str]) -> list[str]:
@@ -194,24 +250,28 @@ def choose_core(pairs: Sequence[tuple[str, str]]) -> tuple[int | None, float]:
     return None, 1.0
 
 
-def report(log: Description) -> list[str]:
-    """Return lines for the terminal: the file, its columns with their roles, counts."""
-    sample, roles = log.sample, {column: role for role, column in log.columns.items()}
-    extent = "all rows" if sample.complete else f"the first {sample.rows:,} rows"
-    lines = [f"{sample.path}: {', '.join(sample.layout)}, {extent} read", ""]
-    width = max(len(column) for column in ("column", *sample.columns))
-    lines.append(f"{'column':{width}}  {'role':10}  {'different':>9}  first value")
-    for column in sample.columns:
-        values = sample.values(column)
-        example = next(filter(None, values), "")
-        lines.append(f"{column:{width}}  {roles.get(column, '-'):10}  {len(set(values)):9,}  {example[:50]}")
+def report(log: Description, items: ItemTable | None = None) -> list[str]:
+    """Return lines for the terminal: the files, their columns with their roles, counts."""
+    lines = _columns(log.sample, {column: role for role, column in log.columns.items()})
+    if items and items.sample is not log.sample:
+        lines += ["", *_columns(items.sample, items.roles())]
     lines += ["", ", ".join(f"{number:,} {name}" for name, number in log.counts.items())]
-    if missing := sample.rows - log.counts["events"]:
-        lines.append(f"{missing:,} rows have no user or no item")
+    lines += [f"{number:,} rows have {reason}" for reason, number in log.unusable.items() if number]
+    if log.duplicates:
+        lines.append(
+            f"{log.duplicates:,} rows have user, item and time of an earlier row: the step duplicates removes them"
+        )
     if log.time:
         lines.append(f"times: {log.time.name}, {log.time.first} to {log.time.last}")
         if log.time.ambiguous:
             lines.append("times: day and month could be exchanged; check `timestamp` in the file")
+    else:
+        lines.append("no time column: the order of the rows decides; name one with --timestamp COLUMN")
+    if log.good:
+        lines.append(
+            f"every rating counts as an event; to keep the good ones, {log.good.share:.0%}, use the step min_rating "
+            "in the file"
+        )
     lines.append(f"{log.repeats:.0%} of the events repeat an item of the same user")
     lines.append(
         f"the {log.core}-core keeps {log.core_share:.0%} of the events"
@@ -221,97 +281,19 @@ def report(log: Description) -> list[str]:
     return [*lines, *log.notes]
 
 
-def dataset_file(name: str, log: Description, items: Sample | None, *, raw: Path) -> str:
-    """Return the YAML text of a data set. raw: its folder of raw files, from which file names are relative."""
-    columns = ", ".join(f"{role}: {_quoted(column)}" for role, column in log.columns.items())
-    lines = [
-        f"# Proposed by `recpipe dataset` from {_quoted(log.sample.path.name)}.",
-        "# Every key is explained in conf/base/parameters/datasets/my_log.yml.",
-        "datasets:",
-        f"  {_quoted(name)}:",
-        f"    title: {_quoted(name.replace('_', ' ').capitalize())}",
-        "    source: files",
-        "    profile: auto                 # tuned settings of the models, chosen by events and users",
-        "    files:",
-        f"      interactions: {_quoted(_relative(log.sample.path, raw))}",
-    ]
-    title = guess_roles(log.sample, log.columns, (*log.columns, "title")).get("title")
-    product = items or (log.sample if title else None)
-    if product:
-        lines.append(f"      items: {_quoted(_relative(product.path, raw))}")
-    lines += ["    options:", f"      columns: {{{columns}}}"]
-    if hint := _weight_hint(log):
-        lines.append(hint)
-    if log.time:
-        unclear = "   # or with day and month exchanged?" if log.time.ambiguous else ""
-        lines.append(f"      timestamp: {_quoted(log.time.name)}{unclear}")
-    lines += [f"      {key}: {_quoted(value)}" for key, value in log.sample.options.items()]
-    content: list[str] = []
-    if product:
-        entries, content = _items_options(product, log)
-        lines += ["      items:", *(f"        {line}" for line in entries)]
-    lines.append("    bad_rows: quarantine          # unusable rows go to a table with their reasons")
-    lines.append("    steps:")
-    if log.time:
-        lines.append("      - {step: duplicates, keep: first, by: [user_id, item_id, timestamp]}")
-    if log.core:
-        comment = f"   # keeps {log.core_share:.0%} of the events"
-        lines.append(f"      - {{step: k_core, users: {log.core}, items: {log.core}}}{comment}")
-    else:
-        lines.append("      - {step: min_events, users: 2}   # too small for a k-core")
-    lines += content
-    exclude_seen = str(log.repeats < REPEATS).lower()
-    reason = f"{log.repeats:.0%} of the events repeat an item of the user"
-    lines.append(f"    protocol: {{exclude_seen: {exclude_seen}}}   # {reason}")
-    if not log.time:
-        lines.append("    baselines: [popular]          # popular_recent needs timestamps")
-    return "\n".join(lines) + "\n"
-
-
-def _weight_hint(log: Description) -> str | None:
-    """Return a comment on a column that could weight events, None without one."""
-    names = [column for column in log.sample.columns if column.lower() in NAMES["weight"].split()]
-    if not names or "weight" in log.columns:
-        return None
-    return f"      # with `weight: {_quoted(names[0])}` in columns, events would count by it in training"
-
-
-def _items_options(product: Sample, log: Description) -> tuple[list[str], list[str]]:
-    """Return the lines of `options.items` and the block `content`. Raises ConfigError without a column of ids."""
-    column = _id_column(product, log)
-    if column is None:
-        raise ConfigError(
-            f"no column of {product.path} has the ids of the log's column {log.columns['item_id']!r}, such as "
-            f"{next(filter(None, log.sample.values(log.columns['item_id'])))!r}; its columns: "
-            f"{', '.join(product.columns)}"
-        )
-    roles = guess_roles(product, {"item_id": column}, ("item_id", "title"))
-    lines = [f"columns: {{{', '.join(f'{role}: {_quoted(column)}' for role, column in roles.items())}}}"]
-    lines += [f"{key}: {_quoted(value)}" for key, value in product.options.items()]
-    texts = [column for column in product.columns if column.lower() in TEXT_NAMES and column != roles.get("title")]
-    if product is log.sample:
-        texts = []
-    if "title" not in roles and not texts:
-        return lines, []
-    template = ". ".join(f"{{{column}}}" for column in (*(["title"] if "title" in roles else []), *texts))
-    return lines, [
-        "    content:                      # what text embeddings and semantic ids are made from",
-        f"      text: {{template: {_quoted(template)}}}",
-        "      modalities: [text]",
-    ]
-
-
-def _id_column(product: Sample, log: Description) -> str | None:
-    """Return the column that has the log's item ids: by the log's name, a usual name, or its values; or None."""
-    if log.columns["item_id"] in product.columns:
-        return log.columns["item_id"]
-    ids = set(log.sample.values(log.columns["item_id"])) - {""}
-    shares = {column: len(ids.intersection(product.values(column))) / len(ids) for column in product.columns}
-    usual = guess_roles(product, {}, ("item_id",)).get("item_id")
-    if usual and shares[usual] >= MIN_SHARED_IDS:
-        return usual
-    column = max(product.columns, key=lambda name: shares[name])
-    return column if shares[column] >= MIN_SHARED_IDS else usual
+def _columns(sample: Sample, roles: Mapping[str, str]) -> list[str]:
+    """Return lines on a file: its layout, then a line per column with role, number of values and an example."""
+    extent = "all rows" if sample.complete else f"the first {sample.rows:,} rows"
+    lines = [f"{sample.path}: {', '.join(sample.layout)}, {extent} read", ""]
+    width = max(len(column) for column in ("column", *sample.columns))
+    role_width = max(10, *map(len, roles.values()))
+    lines.append(f"{'column':{width}}  {'role':{role_width}}  {'different':>9}  first value")
+    for column in sample.columns:
+        values = sample.values(column)
+        example = next(filter(None, values), "")
+        role = roles.get(column, "-")
+        lines.append(f"{column:{width}}  {role:{role_width}}  {len({*values} - {''}):9,}  {example[:50]}")
+    return lines
 
 
 def _dataset_name(path: Path) -> str:
@@ -337,27 +319,6 @@ def _check_target(target: Path, conf: Path, *, force: bool) -> None:
         raise ConfigError(f"{base} has this data set, and its keys would be mixed with new ones: give another --name")
     if target.exists() and not force:
         raise ConfigError(f"{target} exists already: --force writes it again, --print shows what it would be")
-
-
-def _relative(path: Path, raw: Path) -> str:
-    """Return the path from the raw folder for a file in it, the absolute path otherwise."""
-    path, raw = path.resolve(), raw.resolve()
-    return str(path.relative_to(raw) if path.is_relative_to(raw) else path)
-
-
-def _quoted(value: Any) -> str:
-    """Write a value for YAML on one line: plain where it is a word, otherwise in quotes with escapes.
-
-    Raises ConfigError for bytes of a file name that are no UTF-8, which YAML cannot hold.
-    """
-    text = str(value)
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ConfigError(f"the name {text!a} is no UTF-8: rename it")
-    plain = re.fullmatch(r"[A-Za-z_][\w.-]*", text) and text.lower() not in ("yes", "no", "on", "off", "true", "false")
-    if plain and text.lower() not in ("null", "y", "n"):
-        return text
-    quoted: str = yaml.safe_dump(text, default_style='"', allow_unicode=True, width=math.inf)
-    return quoted.rstrip("\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -36,7 +36,7 @@ def profile(path: Path) -> dict[str, Any]:
     """Profile the interactions in a Parquet file or folder. Raises ValueError for an empty log.
 
     `tied.interactions` is the share of interactions with another one of the same user and second; `tied.last` the share
-    of users with several in their last second, whose test item depends on `protocol.ties`. `copies` counts events with
+    of users with several at their last time, whose test item depends on `protocol.ties`. `copies` counts events with
     the user, item, event type and second of an earlier one. `repeats` is the share with its user and item, and
     `last_repeats` that of users with several events whose last item is one of their earlier ones. `early` and `future`
     count events before 1980 and after tomorrow.
@@ -93,8 +93,8 @@ def choose_profile(profile: Mapping[str, Any], classes: Mapping[str, Any]) -> st
     return None
 
 
-def profile_warnings(profile: Mapping[str, Any], *, exclude_seen: bool) -> list[str]:
-    """Name faults of the data that change results, each with its count and the setting that mends it.
+def profile_warnings(profile: Mapping[str, Any], *, dataset: str, exclude_seen: bool) -> list[str]:
+    """Name faults of the data that change results, each with its count and the setting or command that helps.
 
     Profiles of older versions lack some counts, about which nothing is said.
     """
@@ -137,9 +137,9 @@ def profile_warnings(profile: Mapping[str, Any], *, exclude_seen: bool) -> list[
         )
     if (tied := (profile.get("tied") or {}).get("last", 0.0)) >= WARN_TIES:
         result.append(
-            f"{_percent(tied)} of the users have several events in their last second; fractions of the second, and "
-            "where there are none the order of the file, decide which one is the target: the pipeline ties measures "
-            "how much that matters (protocol.ties)"
+            f"{_percent(tied)} of the users have several events at their last time; fractions of a second, and where "
+            "there are none the order of the file, decide which one is the target (protocol.ties). How much that "
+            f"matters: `kedro run --pipelines=ties,report --params dataset={dataset},model=<trained model>`"
         )
     return result
 

@@ -89,7 +89,7 @@ def profile_data(
 
     result = profile(interactions) | {name: ingest_manifest.get(name, []) for name in ("joins", "duplicate_ids")}
     summary_log.info("%s", format_log(result, ingest_steps, title=dataset_name))
-    for warning in profile_warnings(result, exclude_seen=protocol.exclude_seen):
+    for warning in profile_warnings(result, dataset=dataset_name, exclude_seen=protocol.exclude_seen):
         log.warning("%s", warning)
     return result
 

@@ -184,7 +184,8 @@ def write(
     for note in notes:
         log.warning("%s", note)
     split_notes, exclude_seen = insights["split"]["warnings"], insights["split"]["exclude_seen"]
-    notes += [*split_notes, *profile_warnings(profile, exclude_seen=exclude_seen and not split_notes)]
+    notes += split_notes
+    data_notes = profile_warnings(profile, dataset=name, exclude_seen=exclude_seen and not split_notes)
     page_board = _page_board(board, insights)
     audited = audit_section(insights.get("audit"), page_board, metric=metric)
     page = render_page(
@@ -200,7 +201,7 @@ def write(
         tuning=tuning_section(runs.tunings.loaders(), protocol=protocol),
         geometry=geometry_section(geometry, insights["split"]["id"]),
         audit=audited,
-        notes=[*notes, *id_problems],
+        notes=[*notes, *data_notes, *id_problems],
         metric=metric,
     )
     count = sum(fields["id"] == protocol for fields in _protocols(metrics).values())
@@ -215,7 +216,7 @@ def write(
         title=title,
         links={},
         ids=lines,
-        warnings=notes,
+        warnings=notes,  # ingest has printed those of the profile
         audit=audited.headlines if audited else (),
         model=best,
         metric=metric,

@@ -66,7 +66,8 @@ def format_log(profile: Mapping[str, Any], steps: pl.DataFrame, *, title: str) -
         "users": f"{profile['users']:,}",
         "items": f"{profile['items']:,}",
         "per user": f"{per_user['min']} to {per_user['max']:,} events, median {number(per_user['median'])}",
-        "time": "no timestamps",
+        "time": "no time column: the order of the rows decides, or that of the column `order`; name a time column as "
+        "`timestamp` in `options.columns` of the data set",
     }
     if profile["span_days"] is not None:
         span = date_range(profile["first_timestamp"], profile["last_timestamp"])

@@ -118,6 +118,49 @@ def test_items_and_users(tmp_path: Path, reading: Reading) -> None:
     assert rows(tables.users) == [{"user_id": "u", "city": "Rome"}]
 
 
+def test_a_column_with_a_separator_becomes_a_list(tmp_path: Path, reading: Reading) -> None:
+    (tmp_path / "log.csv").write_text("who,what\nu,1\n")
+    (tmp_path / "films.csv").write_text(
+        "what,name,kinds,tags\n1,A,War|Drama,x; y ;\n2,B,Drama,NULL\n3,C,,a|b\n4,D,|(none)|War,;\n"
+    )
+    (tmp_path / "users.csv").write_text("who,likes\nu,tea+jam\n")
+    options = {
+        "columns": {"user_id": "who", "item_id": "what"},
+        "items": {
+            "columns": {"item_id": "what", "title": "name", "genres": "kinds"},
+            "lists": {"genres": "|", "tags": ";"},
+            "null_words": ["NULL", "(none)"],
+        },
+        "users": {"columns": {"user_id": "who"}, "lists": {"likes": "+"}},
+    }
+    files = {"interactions": "log.csv", "items": "films.csv", "users": "users.csv"}
+    tables = reading("files", options, **{role: tmp_path / name for role, name in files.items()})
+    assert [(row["title"], row["genres"], row["tags"]) for row in rows(tables.items)] == [
+        ("A", ["War", "Drama"], ["x", "y"]), ("B", ["Drama"], None), ("C", None, ["a|b"]), ("D", ["War"], None),
+    ]  # fmt: skip
+    assert rows(tables.users) == [{"user_id": "u", "likes": ["tea", "jam"]}]
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ({"lists": "kinds"}, "no mapping: {genres: '|'}"),
+        ({"lists": {"kinds": ""}}, "names no separator, as {kinds: '|'} does"),
+        ({"lists": {"kind": "|"}}, r"unknown column in `lists` of .* 'kind' \(did you mean 'kinds'\?\)"),
+        ({"lists": {"title": "|"}, "columns": {"item_id": "item_id", "title": "kinds"}}, "title is one text, no list"),
+        ({"lists": {"kinds": "|"}, "types": {"kinds": "text"}}, "kinds is in `lists` and in `types`"),
+    ],
+)
+def test_lists_that_cannot_be_are_refused(
+    tmp_path: Path, reading: Reading, items: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "log.csv").write_text("who,what\nu,1\n")
+    (tmp_path / "films.csv").write_text("item_id,kinds\n1,War|Drama\n")
+    options = {"columns": {"user_id": "who", "item_id": "what"}, "items": items}
+    with pytest.raises(ValueError, match=message):
+        reading("files", options, interactions=tmp_path / "log.csv", items=tmp_path / "films.csv")
+
+
 @pytest.mark.parametrize(
     ("content", "options"),
     [

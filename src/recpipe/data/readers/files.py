@@ -20,7 +20,7 @@ from recpipe.data.files.json_files import json_fields, json_text, json_words, ty
 from recpipe.data.files.log_table import EXACT, LogColumns, create_log, id_problems, id_text, number_text
 from recpipe.data.files.parquet_files import parquet_source, storable_column, with_folder_columns
 from recpipe.data.files.sequence_rows import explode_sequences
-from recpipe.data.files.tables import Entities, RawTables, Source, create_entities, identifier, literals
+from recpipe.data.files.tables import TEXTS, Entities, RawTables, Source, create_entities, identifier, literal, literals
 from recpipe.data.files.text_files import COMPRESSION_SUFFIXES, basket_source, delimited_source
 from recpipe.data.files.times import INTEGERS
 
@@ -62,11 +62,19 @@ class EntityOptions(TableOptions):
     """Options of an items file or a users file."""
 
     types: Mapping[str, str] = dataclasses.field(default_factory=dict)  # number, text or boolean; by default by values
+    lists: Mapping[str, str] = dataclasses.field(default_factory=dict)  # separator of columns with several values
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.types, Mapping):
             raise ValueError(f"types {self.types!r} of a table are no mapping: {{price: number, zip: text}}")
+        if not isinstance(self.lists, Mapping):
+            raise ValueError(f"lists {self.lists!r} of a table are no mapping: {{genres: '|'}}")
+        for name, separator in self.lists.items():
+            if not isinstance(separator, str) or not separator:
+                raise ValueError(
+                    f"lists: {{{name}: {separator!r}}} of a table names no separator, as {{{name}: '|'}} does"
+                )
 
 
 @dataclass(frozen=True)
@@ -216,8 +224,32 @@ def _entities(key: str, log_options: Options, paths: Sequence[str], con: ibis.Ba
             logger.info("%s: the column %s is left out, `columns` maps another one to it", source.where, name)
         else:
             sql[name] = _attribute(name, source, options.types.get(name))
+    _check_lists(options, {name: parts.get(name, [name]) for name in sql}, source, key)
+    for name, separator in options.lists.items():
+        sql[name] = _list(parts.get(name, [name])[0], separator, options.null_words)
     infer = (options.format or file_format(paths[0])) != "parquet"
     return create_entities(con, source, sql, key=key, types=options.types, null_words=options.null_words, infer=infer)
+
+
+def _check_lists(options: EntityOptions, parts: Mapping[str, Sequence[str]], source: Source, key: str) -> None:
+    """Raise ValueError for entries of ``lists`` that name no column of text, or one with another meaning."""
+    for name in options.lists:
+        check_known(name, parts, what=f"column in `lists` of {source.where}")
+        columns = parts[name]
+        if name in (key, *TEXTS) or len(columns) != 1:
+            raise ValueError(f"`lists` of {source.where}: {name} is one text, no list; leave it out")
+        if name in options.types:
+            raise ValueError(f"{source.where}: {name} is in `lists` and in `types`: leave it out of one")
+        if (kind := source.types[columns[0]]) != "VARCHAR":
+            raise ValueError(f"`lists` of {source.where}: {name} is {kind[:80]}, no text to split; leave it out")
+
+
+def _list(column: str, separator: str, null_words: Sequence[str]) -> str:
+    """Return SQL of the values of a text without blanks around them, and without empty ones; null without any."""
+    words = literals(["", *map(str, null_words)])
+    values = f"list_transform(string_split({identifier(column)}, {literal(separator)}), lambda value: trim(value))"
+    values = f"list_filter({values}, lambda value: NOT list_contains({words}, value))"
+    return f"CASE WHEN len({values}) > 0 THEN {values} END"
 
 
 def _attribute(name: str, source: Source, kind: str | None) -> str:

@@ -24,6 +24,7 @@ from recpipe.config import ConfigError
 from recpipe.config.files import read_yaml
 from recpipe.data.column_roles import LOG_ROLES, ItemTable, describe_items, guess_roles, time_columns
 from recpipe.data.dataset_file import dataset_file
+from recpipe.data.files.times import readable_times
 from recpipe.data.sample_rows import Sample, is_number, read_sample
 from recpipe.data.time_formats import TimeFormat, detect_time_format
 
@@ -122,7 +123,7 @@ def describe(sample: Sample, requested: Mapping[str, str]) -> Description:
     user = columns.get("user_id") or columns["session_id"]
     users, items = sample.values(user), sample.values(columns["item_id"])
     times = sample.values(columns["timestamp"]) if time else [""] * sample.rows
-    has_time = _readable(times, time.name) if time else [True] * sample.rows
+    has_time = readable_times(times, time.name) if time else [True] * sample.rows
     named = [bool(user_id and item_id) for user_id, item_id in zip(users, items, strict=True)]
     usable = [row for row in range(sample.rows) if named[row] and has_time[row]]
     if not usable:
@@ -191,19 +192,6 @@ def _time(columns: Mapping[str, str], sample: Sample) -> TimeFormat:
             "conf/base/parameters/datasets/my_log.yml takes a format such as '%d.%m.%Y %H:%M'"
         )
     return time
-
-
-def _readable(values: Sequence[str], unit: str) -> list[bool]:
-    """Return for every value whether ingest reads it as a time."""
-    import duckdb
-    import pyarrow as pa
-
-    from recpipe.data.files.times import time_sql
-
-    with duckdb.connect(config={"threads": 1}) as con:
-        log = con.from_arrow(pa.table({"time": pa.array(values, pa.string())}))
-        selection = f"({time_sql('time', 'VARCHAR', unit).ticks}) IS NOT NULL"
-        return [bool(row[0]) for row in log.project(selection).fetchall()]
 
 
 def good_ratings(values: Sequence[str]) -> GoodRatings | None:

@@ -10,7 +10,7 @@ import pytest
 from ibis.backends.duckdb import Backend
 
 from recpipe.data.files.tables import literal
-from recpipe.data.files.times import time_sql
+from recpipe.data.files.times import readable_times, time_sql
 
 
 def seconds(con: Backend, texts: list[str], unit: str) -> list[float | None]:
@@ -171,3 +171,9 @@ def test_typed_columns(con: Backend, value: str, kind: str, unit: str, expected:
     time = time_sql("x", kind, unit)
     ((ticks, part),) = con.raw_sql(f"SELECT {time.ticks}, {time.part or 0} FROM (SELECT {value} AS x)").fetchall()
     assert expected == (None if ticks is None else pytest.approx(ticks / time.per_second + part / 1e9, abs=1e-6))
+
+
+def test_readable_times_keep_the_order_of_the_values():
+    days = [f"{day:02}.02.2023" for day in range(1, 32)]  # February of 2023 has 28 days
+    assert readable_times([*days, "", "?"], "%d.%m.%Y") == [True] * 28 + [False] * 5
+    assert readable_times(["1700000000", "1.5", "x", "1_000"], "s") == [True, True, False, False]

@@ -5,7 +5,11 @@ A time is read to the last character or it is null: DuckDB's own cast drops a zo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
+
+import duckdb
+import pyarrow as pa
 
 from recpipe.data.files.tables import literal
 from recpipe.data.time_formats import UNITS
@@ -82,6 +86,14 @@ def time_sql(column: str, kind: str, unit: str) -> Time:
     if unit in UNITS:
         return _number_text(text, UNITS[unit], blank)
     return _iso(text, blank) if unit == "iso" else _strptime(text, unit, blank)
+
+
+def readable_times(values: Sequence[str], unit: str) -> list[bool]:
+    """Return whether each of a column's values as text is a time in the unit, as in `time_sql`."""
+    with duckdb.connect(config={"threads": 1}) as con:
+        table = con.from_arrow(pa.table({"time": pa.array(values, pa.string())}))
+        rows = table.project(f"({time_sql('time', 'VARCHAR', unit).ticks}) IS NOT NULL").fetchall()
+    return [bool(row[0]) for row in rows]
 
 
 def _text(column: str, kind: str) -> str:

@@ -63,7 +63,7 @@ def change_metrics(folder, run, **fields):
 class Report:
     """Results of all five steps; what the catalog saves as JSON goes through JSON."""
 
-    def __init__(self, runs, *, models=("sasrec",), steps=STEPS, config=REPORT, requested=None):
+    def __init__(self, runs, *, models=("sasrec",), steps=STEPS, config=REPORT, requested=None, profile=None):
         rows = [[1 + (user + event) % len(IDS) for event in range(4)] for user in range(USERS)]
         histories = replace(sequences(rows), users=np.array([f"u{user}" for user in range(USERS)], dtype=object))
         fold = Fold(histories, histories)
@@ -73,7 +73,7 @@ class Report:
         insights = report.analyse(*inputs, **scope, requested=requested)
         self.insights = json.loads(json.dumps(insights))
         self.board, self.markdown = report.rank(runs, self.insights, metric=config.metric)
-        inputs = {"profile": {}, "steps": steps, "geometry": None}
+        inputs = {"profile": profile or {}, "steps": steps, "geometry": None}
         self.figures = report.draw(runs, self.insights, self.board, **inputs, metric=config.metric)
         users = report.pick(runs, self.insights, self.board, fold, vocabulary, items, config)
         self.examples = from_json(json.loads(json.dumps(to_json(users))))
@@ -119,6 +119,12 @@ def test_a_report_of_finished_runs(folder):
     for name in ("sasrec", "item_knn", "popular_recent", "popular", "A shop", "title of i3"):
         assert name in result.words
     assert "sasrec" in result.markdown and "Recommendations of sasrec" in result.summary
+
+
+def test_warnings_that_ingest_has_printed_stand_on_the_page_alone(folder):
+    result = Report(store(folder), profile={"rows": 900, "future": 7})
+    assert "7 of 900 events are in the future" in result.words
+    assert "in the future" not in result.summary
 
 
 def test_reports_import_neither_kedro_nor_mlflow():

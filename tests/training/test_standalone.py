@@ -29,10 +29,10 @@ DATASET = "online_retail"
 
 
 @pytest.fixture(scope="module")
-def project_folder(tmp_path_factory, whole_run) -> Path:
+def project_folder(tmp_path_factory, whole_run_with_ids) -> Path:
     """A project with a SASRec and baselines trained by Kedro, embeddings and semantic ids."""
     folder = tmp_path_factory.mktemp("standalone") / "project"
-    shutil.copytree(whole_run[0], folder, symlinks=True)
+    shutil.copytree(whole_run_with_ids[0], folder, symlinks=True)
     return folder
 
 

@@ -24,7 +24,6 @@ from recpipe.config import ConfigError
 from recpipe.config.files import read_yaml
 from recpipe.data.column_roles import LOG_ROLES, ItemTable, describe_items, guess_roles, time_columns
 from recpipe.data.dataset_file import dataset_file
-from recpipe.data.files.times import readable_times
 from recpipe.data.sample_rows import Sample, is_number, read_sample
 from recpipe.data.time_formats import TimeFormat, detect_time_format
 
@@ -114,6 +113,8 @@ def _items(options: argparse.Namespace, log: Description) -> ItemTable | None:
 
 def describe(sample: Sample, requested: Mapping[str, str]) -> Description:
     """Find roles of columns, time format and counts. Raises ConfigError where no column names users or items."""
+    from recpipe.data.files.times import readable_times  # imports duckdb and pyarrow, which `--help` does not need
+
     columns = _log_columns(sample, requested)
     notes = _drop_words(columns, sample, requested)
     if "timestamp" not in columns:

@@ -345,6 +345,18 @@ def test_columns_of_the_items_are_shown_with_roles_and_lists_are_split(tmp_path,
         assert line.split() in shown
 
 
+def test_a_list_of_another_name_is_text_and_a_category_by_its_name(tmp_path, capsys) -> None:
+    log = write_table(tmp_path / "log.csv", "member;title_id;when", events())
+    films = [(f"p{n}", f"Film {n}", ["Drama", "Drama|War", "War"][n % 3]) for n in range(12)]
+    items = write_table(tmp_path / "films.csv", "title_id;label;genre_list", films)
+    _, datasets = run(tmp_path, str(log), "--name", "shop", "--items", str(items), "--rows", "100")
+    assert datasets["shop"]["options"]["columns"]["item_id"] == "title_id"
+    content = datasets["shop"]["content"]
+    assert content["text"]["template"] == "{title}. {genre_list}"
+    assert content["category"] == {"column": "genre_list", "of_list": "first"}
+    assert "\nin these 100 rows: 100 events" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("values", "separator"),
     [

@@ -250,6 +250,14 @@ def test_a_folder_without_a_bundle_is_an_error(tmp_path, capsys):
     assert "no bundle in" in capsys.readouterr().err
 
 
+def test_a_missing_model_is_told_from_those_beside_it(tmp_path, capsys):
+    models = tmp_path / "data" / "06_models" / "films"
+    for name in ("popular", "item_knn"):
+        (models / name).mkdir(parents=True)
+    assert main([str(models / "itemknn")]) == 2
+    assert "there is no such folder, only item_knn, popular; train one" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("folder", "params"),
     [

@@ -21,7 +21,7 @@ NAMES = {  # usual names of columns by role, the most usual first, in letters on
     "session_id": "session sessionid visit visitid basketid",
     "item_id": "item itemid product productid sku article articleid asin parentasin movie movieid film track trackid "
     "song songid book bookid isbn video videoid game gameid show showid podcast podcastid episode episodeid recipe "
-    "recipeid course courseid hotel hotelid venue venueid stockcode aid contentid newsid businessid filmid",
+    "recipeid course courseid hotel hotelid venue venueid stockcode aid contentid newsid businessid filmid titleid",
     "timestamp": "timestamp time date datetime ts createdat happenedat eventtime eventdate eventtimestamp "
     "unixreviewtime orderdate invoicedate purchasedate boughtat bought ratedat watchedat playedat reviewtime when at "
     "moment happened happenedon occurred occurredat unixtime unixtimestamp epoch created createdon ordertime orderedat "
@@ -124,8 +124,9 @@ def describe_items(product: Sample, log: Sample, roles: Mapping[str, str]) -> It
         return ItemTable(product, ids, title)
     free = [column for column in product.columns if column not in (ids, title)]
     lists = {column: separator for column in free if (separator := list_separator(product.values(column)))}
-    texts = [column for column in free if _letters(column) in TEXT_NAMES]
-    category = next((column for column in texts if _letters(column) in CATEGORY_NAMES), None)
+    texts = [column for column in free if _letters(column) in TEXT_NAMES or column in lists]
+    named = (column for column in texts if _letters(column).removesuffix("list") in CATEGORY_NAMES)
+    category = next(named, None)
     return ItemTable(product, ids, title, texts, lists, category)
 
 

@@ -244,7 +244,8 @@ def report(log: Description, items: ItemTable | None = None) -> list[str]:
     lines = _columns(log.sample, {column: role for role, column in log.columns.items()})
     if items and items.sample is not log.sample:
         lines += ["", *_columns(items.sample, items.roles())]
-    lines += ["", ", ".join(f"{number:,} {name}" for name, number in log.counts.items())]
+    counts = ", ".join(f"{number:,} {name}" for name, number in log.counts.items())
+    lines += ["", counts if log.sample.complete else f"in these {log.sample.rows:,} rows: {counts}"]
     lines += [f"{number:,} rows have {reason}" for reason, number in log.unusable.items() if number]
     if log.duplicates:
         lines.append(

@@ -23,7 +23,10 @@ def newest_bundle(path: Path | str, kinds: tuple[str, ...] = KINDS) -> Path:
         return path
     versions = [version for folder in _version_folders(path, kinds) if (version := latest_version(folder)) is not None]
     if not versions:
-        reason = "there is no such folder" if not path.is_dir() else f"there is no {' and no '.join(kinds)} in it"
+        reason = f"there is no {' and no '.join(kinds)} in it"
+        if not path.is_dir():
+            trained = sorted(folder.name for folder in path.parent.glob("*/") if path.parent.parent.name == MODELS)
+            reason = "there is no such folder" + (f", only {', '.join(trained)}" if trained else "")
         raise ValueError(
             f"no bundle in {path}: {reason}; train one with `kedro run --pipelines=train --params {_params(path)}`"
         )

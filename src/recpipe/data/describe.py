@@ -172,13 +172,15 @@ def _log_columns(sample: Sample, requested: Mapping[str, str]) -> dict[str, str]
 
 def _with_time(columns: dict[str, str], sample: Sample) -> tuple[dict[str, str], list[str]]:
     """Add the one column whose values are times, if there is one; return the columns by role and what to say."""
-    found = time_columns(sample, columns)
-    if not found:
+    candidates = time_columns(sample, columns)
+    if not candidates:
         return columns, []
-    if len(found) > 1:
-        return columns, [f"several columns hold times: {', '.join(found)}"]
-    columns = columns | {"timestamp": found[0]}
-    note = f"the column {found[0]!r} is the timestamp by its values; if that is wrong, --timestamp names another one"
+    if len(candidates) > 1:
+        return columns, [f"several columns hold times: {', '.join(candidates)}"]
+    columns = columns | {"timestamp": candidates[0]}
+    note = (
+        f"the column {candidates[0]!r} is the timestamp by its values; if that is wrong, --timestamp names another one"
+    )
     return {role: columns[role] for role in LOG_ROLES if role in columns}, [note]
 
 

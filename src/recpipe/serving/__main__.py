@@ -86,8 +86,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     others = {"--items": options.items, "--item": options.item or None, "--times": options.times}
     others |= {"--find": options.find, "--similar": options.similar}
-    if options.user is not None and (given := [name for name, value in others.items() if value is not None]):
-        parser.error(f"--user takes the history of the log: leave out {', '.join(given)}, or --user")
+    if options.user is not None and (conflicting := [name for name, value in others.items() if value is not None]):
+        parser.error(f"--user takes the history of the log: leave out {', '.join(conflicting)}, or --user")
     return options
 
 

@@ -18,7 +18,7 @@ __version__ = "0.2.0"
 __all__ = ["Rules", "ServingBundle", "__version__", "load_bundle"]
 
 # OpenMP threads of torch wait for each other in a busy loop, by default for milliseconds. On busy cores this makes
-# training several times slower (docs/experiments/training-speed.md). libgomp reads the variable when it is loaded.
+# training up to three times slower (docs/experiments/training-speed.md). libgomp reads the variable when it is loaded.
 if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
     os.environ["GOMP_SPINCOUNT"] = "10000"  # rounds of the loop, some ten microseconds
 

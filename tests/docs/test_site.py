@@ -165,8 +165,8 @@ class TestInTheBrowser:
         misses = {}
         for text, page in SEARCHES.items():
             open_in(tab, f"{server}/index.html")
-            if f"/{page}" not in (found := hits(tab, text)[:3]):
-                misses[text] = found
+            if f"/{page}" not in (first := hits(tab, text)[:3]):
+                misses[text] = first
         assert misses == {}
 
     def test_what_scrolls_sideways_is_shaded_until_its_end(self, site, tab, tmp_path):

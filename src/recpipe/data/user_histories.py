@@ -26,7 +26,7 @@ class UserHistory:
     total: int  # events of the user in the log
     items: list[str]
     timestamps: list[int] | None  # seconds; None where an event has no time
-    titles: list[str | None] = field(default_factory=list)  # beside ``items``; empty where they were not asked for
+    titles: list[str | None] = field(default_factory=list)  # beside ``items``; empty unless requested
 
 
 class UserHistories:
